@@ -1,0 +1,48 @@
+"""The ClientApp: unpack the message, do the round, send the full local weights (Flower's convention)."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedbd.flower.arrays import pack_all, view_all
+from fedbd.flower.mods import protocol_mod
+from fedbd.flower.observer import observe
+from fedbd.params import is_weight, join, layout_of, split
+from fedbd.prepared import prepared_from_json
+
+from .step import client_round
+
+MEMORY = "fedbd.memory"
+
+app = ClientApp(mods=[protocol_mod])
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train the global model on this client's data.
+
+    The message holds the global weights (``arrays``) and in ``config`` the round and the scenario; the reply holds the
+    local weights, and ``num-examples`` as its only metric.
+    """
+    started = time.perf_counter()
+    torch.set_num_threads(1)  # more threads, other bits; parallelism comes from workers
+    config = message.content["config"]
+    prepared = prepared_from_json(str(config["fedbd-scenario"]))
+    round_, client = int(config["server-round"]), int(context.node_config["partition-id"])
+    arrays = view_all(message.content["arrays"])
+    layout = layout_of(arrays)
+    memory = view_all(context.state[MEMORY]) if MEMORY in context.state else {}
+    result = client_round(prepared, client, round_, join(arrays, layout), memory)
+    if result.memory:
+        context.state[MEMORY] = pack_all(dict(result.memory))
+    observe("train", {**result.notes, "seconds": time.perf_counter() - started}, context, round_)
+    buffers = {name: array for name, array in arrays.items() if not is_weight(array)}
+    content = {
+        "arrays": pack_all({**split(result.weights, layout), **buffers}),
+        "metrics": MetricRecord({"num-examples": result.examples}),
+    }
+    return Message(RecordDict(content), reply_to=message)

@@ -1,0 +1,119 @@
+"""One client's round, without Flower: what honest, polluted and attacking clients do with the global model."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedbd.params import assign, flatten
+from fedbd.prepared import Prepared
+from fedbd.roles import assignment, role_of
+from fedbd.scenario import AttackPlan
+from fedbd.seeding import torch_rng
+from fedbd.training import TrainingPlan, train
+from fedbd.types import AttackContext, Memory, Notes, Role, Samples, Vector
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a client's round leaves behind.
+
+    Attributes:
+        weights: (D,) float32, the local weights to send.
+        examples: Number of the client's samples.
+        memory: The local defense's memory for the client's next participation.
+        notes: What the simulation observes (never part of a message).
+    """
+
+    weights: Vector
+    examples: int
+    memory: Memory
+    notes: Notes
+
+
+def client_round(prepared: Prepared, client: int, round_: int, weights: Vector, memory: Memory) -> Result:
+    """Carry out one client's round.
+
+    Args:
+        prepared: The scenario with its data.
+        client: Partition id.
+        round_: The round, from 1.
+        weights: (D,) float32 global weights.
+        memory: What the client's local defense remembered.
+    """
+    scenario = prepared.scenario
+    attack = assignment(scenario).get(client)
+    role = role_of(attack, round_)
+    model = prepared.model
+    assign(model, weights)
+    rng = torch_rng(scenario.seed, "train", round_, client)
+    data = on_device(prepared.federation.client(client), scenario.engine.device)
+    plan = plan_of(scenario.training, round_)
+    ctx = context(prepared, attack, weights) if attack is not None else None
+    truth = None
+    if role is Role.ATTACKER and attack is not None and ctx is not None:
+        own = plan_of(attack.training, round_) if attack.training is not None else plan
+        notes = attack.method.impl.fit(model, data, own, ctx, rng)
+        delta = attack.method.impl.tamper(flatten(model) - weights, ctx, rng)
+        return Result(weights=weights + delta, examples=len(data), memory=memory, notes=notes)
+    if role is Role.POLLUTED and attack is not None and ctx is not None:
+        data, truth = attack.method.impl.pollute(data, ctx, torch_rng(scenario.seed, "pollute", client))
+    if scenario.local_defense is None:
+        notes = train(model, data, plan, rng)
+    else:
+        memory, notes = scenario.local_defense.impl.fit(model, data, plan, memory, rng)
+        notes = {**notes, **isolation_quality(memory.get("isolated"), truth, len(data))}
+    delta = flatten(model) - weights
+    clip = getattr(scenario.aggregation.impl, "clip_local", None)
+    if clip is not None and scenario.aggregation.impl.where == "client":
+        delta = clip(delta)
+    return Result(weights=weights + delta, examples=len(data), memory=memory, notes=notes)
+
+
+def plan_of(plan: TrainingPlan, round_: int) -> TrainingPlan:
+    """Return the plan with the learning rate of a round."""
+    return dataclasses.replace(plan, lr=plan.lr * plan.lr_decay ** (round_ - 1))
+
+
+def on_device(data: Samples, device: str) -> Samples:
+    """Return the samples on the device that the scenario computes on."""
+    if device == "cpu":
+        return data
+    where = torch.device(device)
+    return Samples(data.images.to(where), data.labels.to(where))
+
+
+def context(prepared: Prepared, attack: AttackPlan, weights: Vector) -> AttackContext:
+    """Return what an attacker knows in a round."""
+    return AttackContext(
+        trigger=attack.trigger.impl,
+        target=attack.target,
+        classes=prepared.dataset.classes,
+        global_weights=weights,
+        cohort_size=prepared.scenario.cohort_size,
+        server_rate=prepared.scenario.server_rate,
+    )
+
+
+def isolation_quality(isolated: NDArray[np.int64] | None, truth: NDArray[np.int64] | None, samples: int) -> Notes:
+    """Compare isolated samples with the truly poisoned ones (EVIDENCE: precision, recall and size are recorded).
+
+    Args:
+        isolated: Indices that a local defense isolated, or None before it did.
+        truth: Poisoned indices; None where the client is honest.
+        samples: Size of the client's data set.
+    """
+    if isolated is None or len(isolated) == 0:
+        return {}
+    poisoned = np.empty(0, np.int64) if truth is None else truth
+    hits = int(np.isin(isolated, poisoned).sum())
+    return {
+        "isolated": len(isolated),
+        "isolation_share": len(isolated) / samples,
+        "isolation_precision": hits / len(isolated),
+        "isolation_recall": hits / len(poisoned) if len(poisoned) else None,
+    }

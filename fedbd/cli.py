@@ -1,0 +1,213 @@
+"""The command line: ``fedbd run``, ``validate``, ``list``, ``show``, ``doctor``.
+
+Exit status: 0 done, 1 a run failed, 2 the user's mistake, 130 interrupted. A mistake prints what is wrong and where,
+never a traceback. torch is imported by the commands that need it, not by ``--help``.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedbd import __version__
+from fedbd.errors import FedBDError, UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fedbd.run import Job
+    from fedbd.scenario import Scenario
+
+app = typer.Typer(
+    name="fedbd",
+    help="Simulate federated learning under attack: poisoned clients, encrypted sums, defenses, measured every round.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Files = Annotated[list[Path], typer.Argument(help="Scenario files (YAML).", show_default=False)]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="PATH=VALUE", help="Override a field, e.g. -s training.lr=0.05 (repeatable)."),
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fedbd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Options of fedbd itself."""
+
+
+@app.command()
+def run(
+    scenarios: Files,
+    settings: Settings = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Run each scenario with so many seeds, from its own on.")] = 1,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for all runs.")] = Path("runs"),
+    overwrite: Annotated[bool, typer.Option(help="Replace earlier runs of these scenarios and seeds.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processor cores to use; default: all.")] = None,
+    twin: Annotated[bool, typer.Option(help="Also run the attack-free twins (the floor of the ASR).")] = True,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")] = False,
+    table: Annotated[Path | None, typer.Option(help="Also write the comparison to this .csv or .json file.")] = None,
+) -> None:
+    """Run scenarios, several side by side, and compare them."""
+    from fedbd.engines import cores  # noqa: PLC0415
+    from fedbd.jobs import run_all  # noqa: PLC0415
+    from fedbd.report.console import LiveRuns  # noqa: PLC0415
+    from fedbd.run import plan, with_seeds  # noqa: PLC0415
+
+    console = _console()
+    loaded = _load(scenarios, settings or [])
+    if not twin:
+        loaded = [_without_twin(scenario) for scenario in loaded]
+    jobs = plan(with_seeds(loaded, seeds), out, overwrite=overwrite)
+    with LiveRuns(console, quiet=quiet) as live:
+        for job in jobs:
+            live.add(str(job.folder), name=job.scenario.name, seed=job.scenario.seed, rounds=job.scenario.rounds)
+        failures = run_all(jobs, live, workers or cores())
+    asked = [job for job in jobs if job.folder.parent.name != "twins"]
+    failed = {failure.folder for failure in failures}
+    _compare(console, [job for job in asked if job.folder not in failed], quiet, table)
+    if failures:
+        for failure in failures:
+            typer.secho(f"{failure.folder}: {failure.reason}", fg="red", err=True)
+        raise typer.Exit(2 if all(failure.mistake for failure in failures) else 1)
+
+
+def _compare(console: Console, jobs: list[Job], quiet: bool, table: Path | None) -> None:
+    from fedbd.report.comparison import render_comparison, write_comparison  # noqa: PLC0415
+    from fedbd.report.arms import compare  # noqa: PLC0415
+    from fedbd.report.run_view import load_run  # noqa: PLC0415
+
+    if not jobs:
+        return
+    arms = compare([load_run(job.folder) for job in jobs])
+    if not quiet:
+        console.print()
+        render_comparison(console, arms)
+        where = "folder" if len(jobs) == 1 else "folders"
+        console.print(f"Records, models and trigger pictures: {where} {', '.join(str(job.folder) for job in jobs)}")
+    if table is not None:
+        write_comparison(table, arms)
+
+
+@app.command()
+def validate(
+    scenarios: Files,
+    settings: Settings = None,
+    data: Annotated[bool, typer.Option(help="Also load the data and build the model.")] = True,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Print the resolved scenario.")] = False,
+) -> None:
+    """Check scenarios without running them; every problem at once."""
+    from fedbd.prepared import prepare  # noqa: PLC0415
+    from fedbd.run_text import scenario_text  # noqa: PLC0415
+
+    for path, scenario in zip(scenarios, _load(scenarios, settings or []), strict=True):
+        if data:
+            prepare(scenario)
+        typer.echo(scenario_text(scenario) if resolved else f"{path}: good")
+
+
+@app.command(name="list")
+def list_(
+    kind: Annotated[str | None, typer.Argument(help="One kind only, e.g. cleanup.", show_default=False)] = None,
+) -> None:
+    """List the methods that a scenario can name."""
+    from rich.table import Table  # noqa: PLC0415
+
+    from fedbd.catalog import entries  # noqa: PLC0415
+
+    table = Table("kind", "name", "what it is", box=None, pad_edge=False, header_style="bold")
+    for entry in entries(kind):
+        table.add_row(entry.kind, entry.name, entry.summary)
+    _console().print(table)
+
+
+@app.command()
+def show(
+    what: Annotated[str, typer.Argument(help="A method's name, a scenario file, or a run's folder.")],
+) -> None:
+    """Show a method with its fields, a scenario resolved, or a finished run."""
+    from fedbd.catalog import describe  # noqa: PLC0415
+    from fedbd.report.curves import draw_curves  # noqa: PLC0415
+    from fedbd.report.run_view import load_run  # noqa: PLC0415
+    from fedbd.run_text import scenario_text  # noqa: PLC0415
+
+    path = Path(what)
+    if path.is_dir():
+        view = load_run(path)
+        from fedbd.report.comparison import render_comparison  # noqa: PLC0415
+        from fedbd.report.arms import compare  # noqa: PLC0415
+
+        render_comparison(_console(), compare([view]))
+        draw_curves(path / "curves.png", [view])
+        typer.echo(f"Curves: {path / 'curves.png'}")
+    elif path.suffix in (".yaml", ".yml"):
+        typer.echo(scenario_text(_load([path], [])[0]))
+    else:
+        typer.echo(describe(what))
+
+
+@app.command()
+def doctor() -> None:
+    """Check this installation: versions, devices, the encrypted sum, the worker processes."""
+    from fedbd.doctor import examine  # noqa: PLC0415
+
+    checks = examine()
+    for check in checks:
+        mark = typer.style("ok  ", fg="green") if check.good else typer.style("BAD ", fg="red", bold=True)
+        typer.echo(f"{mark} {check.name:<18} {check.found}")
+        if not check.good:
+            typer.echo(f"     {check.remedy}")
+    if not all(check.good for check in checks):
+        raise typer.Exit(1)
+
+
+def _console() -> Console:
+    from rich.console import Console  # noqa: PLC0415
+
+    return Console()
+
+
+def _load(paths: list[Path], settings: list[str]) -> list[Scenario]:
+    from fedbd.scenario import load_scenario  # noqa: PLC0415
+
+    return [load_scenario(path, settings) for path in paths]
+
+
+def _without_twin(scenario: Scenario) -> Scenario:
+    import dataclasses  # noqa: PLC0415
+
+    return dataclasses.replace(scenario, evaluation=dataclasses.replace(scenario.evaluation, twin=False))
+
+
+def main() -> None:
+    """Run the command line and turn errors into exit statuses."""
+    try:
+        app()
+    except UserError as error:
+        typer.secho(str(error), fg="red", err=True)
+        sys.exit(2)
+    except FedBDError as error:
+        typer.secho(str(error), fg="red", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.secho("interrupted; finished rounds are kept", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""What the arrays of a data set must be, whatever file they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedbd.errors import DataError, Problem
+from fedbd.types import Dataset, Samples
+
+Arrays = dict[str, NDArray[np.generic]]
+"""A decoded data set: ``{train,test}_images`` (N, C, H, W) uint8 and ``{train,test}_labels`` (N,) int64."""
+
+LISTED = 5
+
+
+def problems_of_train_labels(path: str, labels: NDArray[np.int64]) -> list[Problem]:
+    """Return what is wrong with the values of the training labels.
+
+    Args:
+        path: Where they stand, for the message.
+        labels: (N,) int64, N >= 1; right if they are 0 .. C - 1, each at least once, C >= 2.
+    """
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0:
+        return [_negative(path, lowest)]
+    present = np.unique(labels)
+    if len(present) < 2:
+        got = f"only class {lowest}"
+        return [Problem(path=path, expected="must hold at least 2 classes", got=got)]
+    absent = highest + 1 - len(present)
+    if absent:
+        first = np.setdiff1d(np.arange(len(present) + LISTED), present)[: min(LISTED, absent)]
+        more = f" and {absent - len(first)} more" if absent > len(first) else ""
+        got = f"no sample of class {', '.join(map(str, first))}{more}"
+        expected = f"must hold every class from 0 to {highest}"
+        return [Problem(path=path, expected=expected, got=got, remedy="number the classes from 0 without gaps")]
+    return []
+
+
+def problems_of_test_labels(path: str, labels: NDArray[np.int64], classes: int) -> list[Problem]:
+    """Return what is wrong with the values of the test labels.
+
+    Args:
+        path: Where they stand, for the message.
+        labels: (N,) int64, N >= 1; right if they are 0 .. classes - 1.
+        classes: Number of classes in the training set.
+    """
+    if int(labels.min()) < 0:
+        return [_negative(path, int(labels.min()))]
+    if int(labels.max()) >= classes:
+        expected = f"must be classes of the training set, 0 to {classes - 1}"
+        return [Problem(path=path, expected=expected, got=str(int(labels.max())))]
+    return []
+
+
+def _negative(path: str, label: int) -> Problem:
+    return Problem(path=path, expected="must be class numbers from 0", got=str(label))
+
+
+def check_values(arrays: Arrays, paths: Mapping[str, str]) -> None:
+    """Check labels and shapes of decoded arrays that each have the right type and length.
+
+    Args:
+        arrays: See ``Arrays``.
+        paths: Where each of them stands, for the messages.
+
+    Raises:
+        DataError: With every problem found.
+    """
+    train, test = arrays["train_labels"].astype(np.int64), arrays["test_labels"].astype(np.int64)
+    problems = problems_of_train_labels(paths["train_labels"], train)
+    if not problems:
+        problems += problems_of_test_labels(paths["test_labels"], test, int(train.max()) + 1)
+    shapes = [arrays[f"{part}_images"].shape[1:] for part in ("train", "test")]
+    if shapes[0] != shapes[1]:
+        expected = f"must hold pictures like the training set's, {describe(shapes[0])}"
+        problems.append(Problem(path=paths["test_images"], expected=expected, got=describe(shapes[1])))
+    if problems:
+        raise DataError(problems)
+
+
+def describe(shape: tuple[int, ...]) -> str:
+    """Return a (C, H, W) shape in words: ``28x28 with 1 channel``."""
+    channels, height, width = shape
+    return f"{height}x{width} with {channels} channel{'s' if channels > 1 else ''}"
+
+
+def to_dataset(arrays: Arrays) -> Dataset:
+    """Return checked arrays as a data set of tensors over the same memory."""
+    tensors = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
+    return Dataset(
+        train=Samples(tensors["train_images"], tensors["train_labels"]),
+        test=Samples(tensors["test_images"], tensors["test_labels"]),
+        classes=int(tensors["train_labels"].max()) + 1,
+    )

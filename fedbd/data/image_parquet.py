@@ -1,0 +1,210 @@
+"""Image sets in the Hugging Face hub's parquet form: a column of encoded pictures and one of class numbers."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedbd.data.cache import cached
+from fedbd.data.checks import Arrays, check_values, describe, to_dataset
+from fedbd.data.files import locate
+from fedbd.errors import DataError, Problem
+from fedbd.types import Dataset
+
+Picture = NDArray[np.uint8]
+Batch = tuple[int, list[Picture | str], NDArray[np.int64], NDArray[np.bool_]]
+"""Number of the first row, pictures or what stands in their place, labels, which labels are null."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+ROWS = 4096
+CHUNK = 128
+LISTED = 3
+"""Bad rows that a message names one by one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageParquet:
+    """Parquet files whose picture column is a struct {bytes, path}, the bytes a JPEG, PNG or the like.
+
+    The first picture of a part decides: grayscale gives one channel, anything else three. A grayscale picture in a part
+    of color pictures is repeated over the channels. Transparency and 16 bits are refused. All pictures have one size.
+
+    Attributes:
+        train: The training part: a file or glob, relative to the data folder, or absolute.
+        test: The test part, likewise.
+        image: Name of the column of pictures.
+        label: Name of the column of class numbers.
+    """
+
+    train: str
+    test: str
+    image: str = "img"
+    label: str = "label"
+
+    def load(self, root: Path | None) -> Dataset:
+        """Return the decoded data set (see ``types.DataSource``).
+
+        Raises:
+            DataError: With every problem of the files.
+        """
+        train, problems = locate(self.train, root)
+        test, others = locate(self.test, root)
+        if problems or others:
+            raise DataError(problems + others)
+        fields = {"image": self.image, "label": self.label, "train_files": len(train)}
+        return to_dataset(cached("image_parquet", fields, train + test, lambda: self._decode(train, test)))
+
+    def _decode(self, train: list[Path], test: list[Path]) -> Arrays:
+        """Read and check both parts: first all schemas, then the rows."""
+        parts = {"train": [(_name(self.train, p), p) for p in train], "test": [(_name(self.test, p), p) for p in test]}
+        problems = [x for part in parts.values() for name, path in part for x in self._schema_problems(name, path)]
+        if problems:
+            raise DataError(problems)
+        arrays: Arrays = {}
+        for part, files in parts.items():
+            images, labels, bad = self._read(files)
+            problems += bad
+            arrays |= {f"{part}_images": images, f"{part}_labels": labels}
+        if problems:
+            raise DataError(problems)
+        paths = {"train_labels": f"{self.train}:{self.label}", "test_labels": f"{self.test}:{self.label}"}
+        check_values(arrays, paths | {"test_images": f"{self.test}:{self.image}"})
+        return arrays
+
+    def _schema_problems(self, name: str, path: Path) -> list[Problem]:
+        """Return what is wrong with a file before its rows are read."""
+        import pyarrow as pa  # noqa: PLC0415 - a cache hit needs neither pyarrow nor Pillow
+        import pyarrow.parquet as pq  # noqa: PLC0415
+
+        try:
+            meta = pq.ParquetFile(path)
+        except (pa.ArrowException, OSError):
+            remedy = "copy the file again"
+            return [Problem(path=name, expected="must be a parquet file", got="a damaged or other file", remedy=remedy)]
+        schema, problems = meta.schema_arrow, []
+        wanted = {
+            "image": (self.image, "must be a struct with encoded pictures in a field named bytes", _is_picture),
+            "label": (self.label, "must be integers", pa.types.is_integer),
+        }
+        for field, (column, expected, fits) in wanted.items():
+            where = f"{name}:{column}"
+            if column not in schema.names:
+                remedy = f"the file has {', '.join(schema.names)}; name the right one in data.{field}"
+                problems.append(Problem(path=where, expected="must be there", got="no such column", remedy=remedy))
+            elif not fits(schema.field(column).type):
+                problems.append(Problem(path=where, expected=expected, got=str(schema.field(column).type)))
+        if meta.metadata.num_rows == 0:
+            problems.append(Problem(path=name, expected="must not be empty", got="0 rows"))
+        return problems
+
+    def _read(self, files: list[tuple[str, Path]]) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[Problem]]:
+        """Decode the rows of a part; what is returned beside problems is not whole."""
+        images, labels, problems = [], [], []
+        shape: tuple[int, int, int] | None = None
+        for name, path in files:
+            bad: list[Problem] = []
+            for start, pictures, classes, missing in self._batches(name, path):
+                shape = shape or next((_shape(p) for p in pictures if not isinstance(p, str)), None)
+                expected = f"must be a picture{f' of {describe(shape)}' if shape else ''}"
+                batch = np.zeros((len(pictures), *(shape or (1, 1, 1))), dtype=np.uint8)
+                for row, picture in enumerate(pictures):
+                    reason = picture if isinstance(picture, str) else _place(picture, batch[row])
+                    if reason:
+                        where = f"{name}:{self.image}, row {start + row}"
+                        bad.append(Problem(path=where, expected=expected, got=reason))
+                for at in np.flatnonzero(missing):
+                    where = f"{name}:{self.label}, row {start + at}"
+                    bad.append(Problem(path=where, expected="must be a class number", got="null"))
+                images.append(batch)
+                labels.append(classes)
+            problems += _shorten(name, bad)
+        return (np.zeros(0, np.uint8) if problems else np.concatenate(images)), np.concatenate(labels), problems
+
+    def _batches(self, name: str, path: Path) -> Iterator[Batch]:
+        """Yield the rows of a file, decoded."""
+        import pyarrow as pa  # noqa: PLC0415
+        import pyarrow.parquet as pq  # noqa: PLC0415
+
+        start = 0
+        # Pillow lets go of the interpreter while it decodes, which pays for larger pictures.
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            try:
+                for rows in pq.ParquetFile(path).iter_batches(ROWS, columns=[self.image, self.label]):
+                    encoded = [cell and cell["bytes"] for cell in rows.column(self.image).to_pylist()]
+                    chunks = [encoded[at : at + CHUNK] for at in range(0, len(encoded), CHUNK)]
+                    pictures = [picture for chunk in pool.map(_pictures, chunks) for picture in chunk]
+                    column = rows.column(self.label)
+                    classes = column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+                    yield start, pictures, classes, column.is_null().to_numpy(zero_copy_only=False)
+                    start += len(encoded)
+            except (pa.ArrowException, OSError) as error:
+                got = str(error).splitlines()[0]
+                problem = Problem(path=name, expected="must be readable", got=got, remedy="copy the file again")
+                raise DataError([problem]) from None
+
+
+def _name(pattern: str, path: Path) -> str:
+    """Return a found file as the user wrote it; of a glob, its own name."""
+    return pattern if Path(pattern).name == path.name else path.name
+
+
+def _is_picture(kind: Any) -> bool:
+    """Return whether an Arrow type is a struct with binary ``bytes``."""
+    import pyarrow as pa  # noqa: PLC0415
+
+    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+        return False
+    held = kind.field("bytes").type
+    return bool(pa.types.is_binary(held) or pa.types.is_large_binary(held))
+
+
+def _pictures(encoded: list[bytes | None]) -> list[Picture | str]:
+    return [_picture(data) for data in encoded]
+
+
+def _picture(data: bytes | None) -> Picture | str:
+    """Decode one picture to (H, W) or (H, W, 3) uint8, or say what it is instead."""
+    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415
+
+    if not data:
+        return "no bytes"
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.mode in {"1", "L"}:
+                return np.asarray(image.convert("L"))
+            if image.mode in {"RGB", "P", "YCbCr"}:
+                return np.asarray(image.convert("RGB"))
+            return f"one of mode {image.mode}"
+    except UnidentifiedImageError:
+        return "bytes that are no picture"
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return "a damaged one"
+
+
+def _shape(picture: Picture) -> tuple[int, int, int]:
+    """Return the (C, H, W) of a decoded picture."""
+    return 1 if picture.ndim == 2 else 3, picture.shape[0], picture.shape[1]
+
+
+def _place(picture: Picture, target: Picture) -> str:
+    """Copy a picture into its (C, H, W) place, gray into color if need be, or say why it does not fit."""
+    channels, height, width = _shape(picture)
+    if (height, width) != target.shape[1:] or channels > target.shape[0]:
+        return describe((channels, height, width))
+    target[:] = picture[None] if channels == 1 else picture.transpose(2, 0, 1)
+    return ""
+
+
+def _shorten(name: str, problems: list[Problem]) -> list[Problem]:
+    """Keep the first few problems of a file's rows and count the others."""
+    if len(problems) <= LISTED:
+        return problems
+    more = f"{len(problems) - LISTED} more"
+    return [*problems[:LISTED], Problem(path=name, expected="must hold no such rows", got=more)]

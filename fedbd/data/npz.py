@@ -1,0 +1,206 @@
+"""Image sets in one ``.npz`` file, in the layout that Keras made common: x_train, y_train, x_test, y_test."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from fedbd.data.cache import cached
+from fedbd.data.checks import Arrays, check_values, to_dataset
+from fedbd.data.files import locate
+from fedbd.errors import DataError, Problem
+from fedbd.types import Dataset
+
+Header = tuple[tuple[int, ...], np.dtype[np.generic]]
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError, RuntimeError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Npz:
+    """Arrays of images and labels in a ``.npz`` file.
+
+    Images are uint8. Floats are refused rather than rounded: whether they mean 0 .. 1 or 0 .. 255 is their owner's to
+    say. Labels are integers of any width, (N,) or (N, 1), that number the classes from 0 without gaps. No pickle is
+    opened.
+
+    Attributes:
+        file: The file, relative to the data folder, or absolute.
+        train_images: Name of the array of training images.
+        train_labels: Name of the array of training labels.
+        test_images: Name of the array of test images.
+        test_labels: Name of the array of test labels.
+        layout: Order of (N, H, W, C) or (N, C, H, W) images; images of one channel may also be (N, H, W).
+    """
+
+    file: str
+    train_images: str = "x_train"
+    train_labels: str = "y_train"
+    test_images: str = "x_test"
+    test_labels: str = "y_test"
+    layout: Literal["nhwc", "nchw"] = "nhwc"
+
+    def load(self, root: Path | None) -> Dataset:
+        """Return the decoded data set (see ``types.DataSource``).
+
+        Raises:
+            DataError: With every problem of the file.
+        """
+        files, problems = locate(self.file, root)
+        if problems:
+            raise DataError(problems)
+        if len(files) > 1:
+            got = ", ".join(path.name for path in files)
+            raise DataError([Problem(path=self.file, expected="must name one file", got=got)])
+        fields = {**self._members(), "layout": self.layout}
+        return to_dataset(cached("npz", fields, files, lambda: self._decode(files[0])))
+
+    def _members(self) -> dict[str, str]:
+        """Return which array of the file plays which part."""
+        return {
+            "train_images": self.train_images,
+            "train_labels": self.train_labels,
+            "test_images": self.test_images,
+            "test_labels": self.test_labels,
+        }
+
+    def _decode(self, path: Path) -> Arrays:
+        """Read and check the file: first the arrays' headers, then the arrays."""
+        try:
+            with zipfile.ZipFile(path) as archive:
+                headers, problems = self._headers(archive)
+                problems += self._form_problems(headers)
+                if problems:
+                    raise DataError(problems)
+                arrays = self._arrays(archive)
+        except zipfile.BadZipFile:
+            raise DataError([_no_archive(self.file, path)]) from None
+        check_values(arrays, {part: f"{self.file}:{name}" for part, name in self._members().items()})
+        return arrays
+
+    def _headers(self, archive: zipfile.ZipFile) -> tuple[dict[str, Header], list[Problem]]:
+        """Return shape and type of each array that can be read, and the problems of the others."""
+        held = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+        headers, problems = {}, []
+        for part, name in self._members().items():
+            where = f"{self.file}:{name}"
+            if name not in held:
+                remedy = f"the file holds {', '.join(held) or 'no array'}; name the right one in data.{part}"
+                problems.append(Problem(path=where, expected="must be there", got="no such array", remedy=remedy))
+                continue
+            try:
+                headers[part] = _header(archive, name)
+            except DAMAGE as error:
+                problems.append(_damaged(where, error))
+        return headers, problems
+
+    def _form_problems(self, headers: dict[str, Header]) -> list[Problem]:
+        """Return what is wrong with shapes and types."""
+        problems = []
+        for part, name in self._members().items():
+            if part not in headers:
+                continue
+            shape, dtype = headers[part]
+            where = f"{self.file}:{name}"
+            if part.endswith("_images"):
+                problems += _image_problems(where, shape, dtype, self.layout)
+                continue
+            problems += _label_problems(where, shape, dtype)
+            images = headers.get(part.replace("_labels", "_images"))
+            if images and shape and images[0] and shape[0] != images[0][0]:
+                expected = f"must hold one label per image, {images[0][0]}"
+                problems.append(Problem(path=where, expected=expected, got=str(shape[0])))
+        return problems
+
+    def _arrays(self, archive: zipfile.ZipFile) -> Arrays:
+        """Read the arrays and bring them to (N, C, H, W) uint8 and (N,) int64."""
+        arrays: Arrays = {}
+        problems = []
+        for part, name in self._members().items():
+            try:
+                with archive.open(f"{name}.npy") as file:
+                    array = np.lib.format.read_array(file, allow_pickle=False)
+            except DAMAGE as error:
+                problems.append(_damaged(f"{self.file}:{name}", error))
+                continue
+            if part.endswith("_labels"):
+                arrays[part] = array.reshape(len(array)).astype(np.int64)
+            elif array.ndim == 3:
+                arrays[part] = array[:, None]
+            else:
+                arrays[part] = array.transpose(0, 3, 1, 2) if self.layout == "nhwc" else array
+        if problems:
+            raise DataError(problems)
+        return arrays
+
+
+def _header(archive: zipfile.ZipFile, name: str) -> Header:
+    """Return shape and type of an array without reading it."""
+    with archive.open(f"{name}.npy") as file:
+        major, _ = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    return shape, dtype
+
+
+def _image_problems(where: str, shape: tuple[int, ...], dtype: np.dtype[np.generic], layout: str) -> list[Problem]:
+    problems = []
+    if dtype.hasobject:
+        problems.append(_pickled(where, "uint8"))
+    elif dtype != np.uint8:
+        scale = "images in [0, 1]: save np.rint(255 * x).astype(np.uint8)" if dtype.kind == "f" else "save it as uint8"
+        problems.append(Problem(path=where, expected="must be uint8", got=str(dtype), remedy=scale))
+    forms = "(N, H, W) or " + ("(N, H, W, C)" if layout == "nhwc" else "(N, C, H, W)")
+    if len(shape) not in {3, 4}:
+        problems.append(Problem(path=where, expected=f"must have shape {forms}", got=str(shape)))
+    elif 0 in shape:
+        problems.append(Problem(path=where, expected="must not be empty", got=f"shape {shape}"))
+    elif len(shape) == 4 and shape[3 if layout == "nhwc" else 1] not in {1, 3}:
+        other = "nchw" if layout == "nhwc" else "nhwc"
+        expected = f"must have shape {forms} with 1 or 3 channels"
+        remedy = f"set data.layout to {other} if the channels stand elsewhere"
+        problems.append(Problem(path=where, expected=expected, got=str(shape), remedy=remedy))
+    return problems
+
+
+def _label_problems(where: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> list[Problem]:
+    problems = []
+    if dtype.hasobject:
+        problems.append(_pickled(where, "integers"))
+    elif dtype.kind not in "iu":
+        problems.append(Problem(path=where, expected="must be integers", got=str(dtype)))
+    if len(shape) == 2 and shape[1] > 1:
+        remedy = "class numbers, not one-hot rows: save y.argmax(axis=1)"
+        problems.append(Problem(path=where, expected="must have shape (N,)", got=str(shape), remedy=remedy))
+    elif len(shape) != 1 and (len(shape) != 2 or shape[1] != 1):
+        problems.append(Problem(path=where, expected="must have shape (N,)", got=str(shape)))
+    elif shape[0] == 0:
+        problems.append(Problem(path=where, expected="must not be empty", got=f"shape {shape}"))
+    return problems
+
+
+def _pickled(where: str, wanted: str) -> Problem:
+    remedy = "fedbd opens no pickles: save a plain array"
+    return Problem(path=where, expected=f"must be {wanted}", got="Python objects", remedy=remedy)
+
+
+def _damaged(where: str, error: Exception) -> Problem:
+    remedy = "the file is damaged: copy it again"
+    return Problem(path=where, expected="must be readable", got=str(error) or type(error).__name__, remedy=remedy)
+
+
+def _no_archive(where: str, path: Path) -> Problem:
+    """Tell a file cut short from a file of another form."""
+    with path.open("rb") as file:
+        start = file.read(6)
+    if start.startswith(b"PK"):
+        got, remedy = "one cut short", "copy the file again"
+    elif start.startswith(b"\x93NUMPY"):
+        got, remedy = "a single .npy array", "save images and labels together with np.savez_compressed"
+    else:
+        got, remedy = "a file of another form", "save the arrays with np.savez_compressed"
+    return Problem(path=where, expected="must be a .npz archive", got=got, remedy=remedy)

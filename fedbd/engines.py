@@ -1,0 +1,162 @@
+"""One app, three ways to run it: worker processes, Flower's simulation runtime, SuperLink and SuperNodes.
+
+Each takes a scenario and a folder, and leaves the same records. ``clients/`` and ``server/`` are loaded by path under
+private names, so that no user's own ``server.py`` can stand in for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, RecordDict
+
+from fedbd.crypto.agent_client import AgentProcess, start_agent
+from fedbd.errors import RunFailed
+from fedbd.flower.app_loader import load_component
+from fedbd.flower.executors import ProcessPoolExecutor, SerialExecutor
+from fedbd.flower.local_grid import LocalGrid
+from fedbd.flower.mods import AGENT
+from fedbd.flower.runtime import run_app
+from fedbd.record import FINISHED, RunFolder, read_rounds, read_summary
+from fedbd.scenario import Scenario, to_dict
+
+Poll = Callable[[], None]
+THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def flower_app_dir() -> Path:
+    """Return the folder of the Flower app: the checkout if this is one, else the copy in the wheel."""
+    here = Path(__file__).resolve().parent
+    project = here.parent / "pyproject.toml"
+    if project.is_file() and 'name = "fedbd"' in project.read_text(encoding="utf-8"):
+        return here.parent
+    return here / "flower-app"
+
+
+def cores() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def execute(scenario: Scenario, folder: Path, twin: Path | None, poll: Poll | None = None) -> dict[str, Any]:
+    """Run a scenario on its engine.
+
+    Args:
+        scenario: What to run.
+        folder: The run's folder.
+        twin: The folder of the finished attack-free twin.
+        poll: Called now and then while another process runs the rounds.
+
+    Returns:
+        The run's summary.
+
+    Raises:
+        RunFailed: With the reason; finished rounds and the summary are on disk.
+        UserError: If the folder is taken or the scenario does not fit its data.
+    """
+    scenario = _absolute(scenario)
+    config = {"scenario-json": json.dumps(to_dict(scenario)), "out-dir": str(folder.resolve())}
+    config["twin-dir"] = str(twin.resolve()) if twin is not None else ""
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        observed = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedbd-observed-")))
+        env = {"FEDBD_OBSERVER": str(observed), **THREADS}
+        agent: AgentProcess | None = None
+        if scenario.secure_sum is not None:
+            agent = stack.enter_context(start_agent(scenario.secure_sum.impl))
+        if scenario.engine.name == "local":
+            _local(scenario, config, env, agent)
+        else:
+            _flower(scenario, config, env, agent, folder, poll)
+    summary = read_summary(folder)
+    if summary is None or summary["status"] != FINISHED:
+        raise RunFailed(summary["reason"] if summary else "the run ended without a summary")
+    return summary
+
+
+def _absolute(scenario: Scenario) -> Scenario:
+    """Engines start elsewhere: a relative data folder is the caller's."""
+    if scenario.data.root is None:
+        return scenario
+    root = str(Path(scenario.data.root).expanduser().resolve())
+    return dataclasses.replace(scenario, data=dataclasses.replace(scenario.data, root=root))
+
+
+def _local(scenario: Scenario, config: dict[str, str], env: dict[str, str], agent: AgentProcess | None) -> None:
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    app_dir = flower_app_dir()
+    client_env = {**env, **({"FEDBD_KEY_AGENT": agent.handle} if agent is not None else {})}
+    server = load_component(app_dir, "server")
+    workers = scenario.engine.workers or cores()
+    factory = (app_dir / "clients" / "app.py", "app")
+    with contextlib.ExitStack() as stack:
+        executor: SerialExecutor | ProcessPoolExecutor
+        if scenario.engine.executor == "serial":
+            stack.enter_context(_environment(client_env))
+            executor = stack.enter_context(SerialExecutor(factory))
+        else:
+            stack.enter_context(_environment({"FEDBD_OBSERVER": env["FEDBD_OBSERVER"]}))
+            workers = min(workers, scenario.cohort_size)
+            executor = stack.enter_context(
+                ProcessPoolExecutor(factory, workers, timeout=scenario.engine.timeout, worker_env=client_env)
+            )
+        grid = LocalGrid(executor, scenario.partition.clients)
+        context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(config))
+        server(grid=grid, context=context)  # type: ignore[operator]
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _flower(
+    scenario: Scenario,
+    config: dict[str, str],
+    env: dict[str, str],
+    agent: AgentProcess | None,
+    folder: Path,
+    poll: Poll | None,
+) -> None:
+    """Run under Flower's own runtime; in a deployment only SuperNodes are told where the key agent is."""
+    mode = scenario.engine.name
+    handle = {AGENT: agent.handle} if agent is not None else {}
+    passed = {name: os.environ[name] for name in ("FEDBD_DATA", "FEDBD_CACHE") if name in os.environ}
+    client_env = {**passed, **env}
+    if mode == "ray" and agent is not None:  # one process tree: the runtime has no place for a node's own settings
+        client_env["FEDBD_KEY_AGENT"] = agent.handle
+    outcome = run_app(
+        flower_app_dir(),
+        mode="ray" if mode == "ray" else "deployment",
+        clients=scenario.partition.clients,
+        run_config=config,
+        work_dir=folder / "engine",
+        node_config=(lambda _: handle) if mode == "deployment" else None,
+        server_env={**passed, **env},
+        client_env=client_env,
+        client_gpus=scenario.engine.client_gpus,
+        workers=scenario.engine.workers or cores(),
+        poll=poll,
+    )
+    if outcome.status != "completed" and read_summary(folder) is None:
+        rounds = RunFolder(folder) if not read_rounds(folder) else None
+        if rounds is not None:
+            rounds.write_summary({"name": scenario.name, "seed": scenario.seed, "status": "failed", "rounds": 0, "reason": outcome.reason})
+        raise RunFailed(f"{outcome.reason} (logs: {outcome.logs})")

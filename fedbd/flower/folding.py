@@ -1,0 +1,136 @@
+"""One round's replies, folded into sums the moment they arrive.
+
+Plain rows are added as integers, ciphertexts are added by an evaluator that holds no key; both are exact in any order,
+so memory does not grow with the number of clients (a rule that compares single updates keeps one row per update).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from flwr.app import Message
+from numpy.typing import NDArray
+
+from fedbd.crypto.grid import GRID_BITS
+from fedbd.errors import SecureSumFailed
+from fedbd.flower.arrays import payload_bytes, view, view_all
+from fedbd.flower.mods import CIPHERTEXT
+from fedbd.params import Layout, is_weight, join
+from fedbd.sums import Row, to_row
+from fedbd.types import Vector
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighing:
+    """How much a client counts.
+
+    Attributes:
+        weighting: ``equal``, or ``examples``: claimed examples over ``average_examples``.
+        average_examples: Training samples per client on average: a public number that keeps weights near 1.
+        largest: Cap on a weight in the clear (a ciphertext's weight cannot be capped; the record says so).
+    """
+
+    weighting: str = "equal"
+    average_examples: float = 1.0
+    largest: float = 10.0
+
+    def weight(self, claimed: float) -> float:
+        """Return the weight of a client that claims so many examples.
+
+        Raises:
+            ValueError: If the claim is not a positive finite number.
+        """
+        if self.weighting == "equal":
+            return 1.0
+        if not (np.isfinite(claimed) and claimed > 0):
+            raise ValueError(f"num-examples must be a positive number, got {claimed!r}")
+        return min(claimed / self.average_examples, self.largest)
+
+
+@dataclass
+class Fold:
+    """The state of one round's sums; not a method, it lives for one round.
+
+    Attributes:
+        layout: Names and shapes of the float weights.
+        start: (D,) float32 global weights of the round.
+        bucket: Bucket of each client of the cohort.
+        weighing: See ``Weighing``.
+        evaluator: Adds ciphertexts; None for plain updates.
+        bits: The grid's step is 2^-bits.
+    """
+
+    layout: Layout
+    start: Vector
+    bucket: Mapping[int, int]
+    weighing: Weighing
+    evaluator: Any = None
+    bits: int = GRID_BITS
+    totals: dict[int, Any] = field(default_factory=dict)
+    accepted: list[int] = field(default_factory=list)
+    rejected: dict[int, str] = field(default_factory=dict)
+    bytes_up: int = 0
+    ciphertext_bytes: int = 0
+    seconds: float = 0.0
+
+    def add(self, client: int, reply: Message) -> None:
+        """Add one client's reply, or note why it is rejected; a client answers once."""
+        if client not in self.bucket or client in self.rejected or client in self.accepted:
+            return
+        if reply.has_error():
+            self.rejected[client] = reply.error.reason
+            return
+        self.bytes_up += payload_bytes(reply.content)
+        try:
+            self._plain(client, reply) if self.evaluator is None else self._encrypted(client, reply)
+        except (ValueError, KeyError, SecureSumFailed) as error:
+            self.rejected[client] = str(error) if not isinstance(error, KeyError) else f"the reply lacks {error}"
+            return
+        self.accepted.append(client)
+
+    def _plain(self, client: int, reply: Message) -> None:
+        row = self._row(reply)
+        bucket = self.bucket[client]
+        if bucket in self.totals:
+            self.totals[bucket] += row
+        else:
+            self.totals[bucket] = row
+
+    def _row(self, reply: Message) -> Row:
+        records = list(reply.content.array_records.values())
+        if len(records) != 1:
+            raise ValueError(f"the reply must hold one ArrayRecord, got {len(records)}")
+        arrays = view_all(records[0])
+        weights = {name: array for name, array in arrays.items() if is_weight(array)}
+        problem = misfit(weights, self.layout)
+        if problem:
+            raise ValueError(problem)
+        claimed = 1.0
+        if self.weighing.weighting == "examples":
+            metrics = next(iter(reply.content.metric_records.values()), None)
+            claimed = float(metrics["num-examples"]) if metrics is not None else float("nan")  # type: ignore[arg-type]
+        delta = join(weights, self.layout) - self.start
+        return to_row(delta, self.weighing.weight(claimed), bits=self.bits)
+
+    def _encrypted(self, client: int, reply: Message) -> None:
+        blob = view(reply.content[CIPHERTEXT]["row"]).tobytes()
+        bucket = self.bucket[client]
+        self.totals[bucket] = self.evaluator.add(self.totals.get(bucket), blob)
+        self.ciphertext_bytes += len(blob)
+
+
+def misfit(weights: Mapping[str, NDArray[Any]], layout: Layout) -> str:
+    """Return what is wrong with a reply's names and shapes, or the empty string."""
+    missing = [name for name in layout.names if name not in weights]
+    strange = [name for name in weights if name not in layout.names]
+    if missing or strange:
+        return f"arrays do not fit the model: missing {missing[:3]}, unknown {strange[:3]}"
+    wrong = [
+        f"'{name}' must be {shape}, got {weights[name].shape}"
+        for name, shape in zip(layout.names, layout.shapes, strict=True)
+        if weights[name].shape != shape
+    ]
+    return f"arrays do not fit the model: {'; '.join(wrong[:3])}" if wrong else ""

@@ -1,0 +1,50 @@
+"""What the simulator sees beside the protocol: a client's own notes, written to files of the run.
+
+A client's training loss, its isolation precision or its encryption time are measurements of the simulation, not messages
+of the protocol: under encryption a server would never see them. Clients write them to the folder that the environment
+variable FEDBD_OBSERVER names; the recorder collects them. Without that variable nothing is written, and the record's
+fields are null. No strategy and no defense reads them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+
+
+def observe(topic: str, notes: dict[str, Any], context: Context, round_: int) -> None:
+    """Write one client's notes on a topic, atomically.
+
+    Args:
+        topic: ``train`` or ``encrypt``.
+        notes: JSON values.
+        context: The client's context (for its partition).
+        round_: The round.
+    """
+    folder = os.environ.get("FEDBD_OBSERVER")
+    if not folder:
+        return
+    path = Path(folder) / str(round_) / f"{context.node_config['partition-id']}.{topic}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(f".{os.getpid()}.draft")
+    draft.write_text(json.dumps(notes), encoding="utf-8")
+    draft.replace(path)
+
+
+def collect(folder: Path, round_: int) -> dict[int, dict[str, dict[str, Any]]]:
+    """Return client -> topic -> notes of a round, and remove the files."""
+    found: dict[int, dict[str, dict[str, Any]]] = {}
+    place = folder / str(round_)
+    for path in sorted(place.glob("*.json")):
+        client, topic = path.name.split(".")[:2]
+        found.setdefault(int(client), {})[topic] = json.loads(path.read_text(encoding="utf-8"))
+        path.unlink()
+    if place.is_dir():
+        for draft in place.iterdir():
+            draft.unlink()
+        place.rmdir()
+    return dict(sorted(found.items()))

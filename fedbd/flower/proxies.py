@@ -1,0 +1,163 @@
+"""Grid proxies: who is seen, in which order, and what happens to a reply the moment it arrives.
+
+Flower's node ids are random, its node list is a set and its replies come in order of completion; a simulator that
+promises the same bits shows a strategy partitions 0 .. N-1 in order, whatever the engine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedbd.errors import RunFailed
+
+PROTOCOL = "fedbd.protocol"
+"""Name of the ConfigRecord that marks a message which the client's mod answers itself."""
+
+
+class _Proxy(Grid):
+    """Hands everything on to another grid; the proxies override what they change."""
+
+    def __init__(self, inner: Grid) -> None:
+        self.inner = inner
+
+    def set_run(self, run: object) -> None:
+        """See ``Grid``."""
+        self.inner.set_run(run)  # type: ignore[arg-type]
+
+    @property
+    def run(self) -> object:  # type: ignore[override]
+        """See ``Grid``."""
+        return self.inner.run
+
+    def create_message(  # type: ignore[override]
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """See ``Grid``."""
+        return self.inner.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """See ``Grid``."""
+        return self.inner.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """See ``Grid``."""
+        return self.inner.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """See ``Grid``."""
+        return self.inner.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """See ``Grid``."""
+        return self.inner.send_and_receive(messages, timeout=timeout)
+
+
+class OrderedGrid(_Proxy):
+    """A grid whose nodes are partitions: sorted, complete, and with replies sorted or folded as they arrive.
+
+    Args:
+        inner: The engine's grid.
+        clients: How many partitions there are; None: as many nodes as are there at first sight.
+        patience: Seconds to wait until all of them are registered.
+        pause: Seconds between two looks for replies.
+    """
+
+    def __init__(self, inner: Grid, clients: int | None, *, patience: float = 120.0, pause: float = 0.02) -> None:
+        super().__init__(inner)
+        self.clients = clients
+        self.patience = patience
+        self.pause = pause
+        self.on_reply: Callable[[int, Message], Message] | None = None
+        self._node_of: dict[int, int] = {}
+        self._partition_of: dict[int, int] = {}
+
+    def get_node_ids(self) -> list[int]:
+        """Return all node ids in the order of their partitions."""
+        return [self.nodes()[partition] for partition in sorted(self.nodes())]
+
+    def nodes(self) -> dict[int, int]:
+        """Return partition -> node id; asks every node once.
+
+        Raises:
+            RunFailed: If nodes are missing, do not answer or share a partition.
+        """
+        if not self._node_of:
+            lookup = getattr(self.inner, "partition_of", None)
+            ids = self._wait_for_nodes()
+            pairs = [(lookup(node), node) for node in ids] if lookup is not None else self._ask(ids)
+            self._node_of = dict(pairs)
+            self._partition_of = {node: partition for partition, node in pairs}
+            if len(self._node_of) != len(ids):
+                raise RunFailed(f"{len(ids)} nodes answer for only {len(self._node_of)} different partitions")
+        return self._node_of
+
+    def partition(self, node: int) -> int:
+        """Return the partition of a node."""
+        self.nodes()
+        return self._partition_of[node]
+
+    def _wait_for_nodes(self) -> list[int]:
+        deadline = time.monotonic() + self.patience
+        while True:
+            ids = list(self.inner.get_node_ids())
+            if ids and len(ids) >= (self.clients or 1):
+                return ids
+            if time.monotonic() > deadline:
+                wanted = self.clients or "any"
+                raise RunFailed(f"only {len(ids)} of {wanted} nodes registered within {self.patience:g} s")
+            time.sleep(0.2)
+
+    def _ask(self, ids: Sequence[int]) -> list[tuple[int, int]]:
+        content = RecordDict({PROTOCOL: ConfigRecord({"kind": "identity"})})
+        replies = self.inner.send_and_receive(
+            [Message(content, dst_node_id=node, message_type="train") for node in ids], timeout=self.patience
+        )
+        pairs = []
+        for reply in replies:
+            if reply.has_error():
+                raise RunFailed(f"a node did not tell its partition: {reply.error.reason}")
+            pairs.append((int(reply.content[PROTOCOL]["partition-id"]), reply.metadata.src_node_id))
+        if len(pairs) != len(ids):
+            raise RunFailed(f"only {len(pairs)} of {len(ids)} nodes told their partition within {self.patience:g} s")
+        return pairs
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Send, hand each reply to ``on_reply`` as it arrives, and return the replies in the order of partitions.
+
+        Replies that have not come when the timeout ends are left out.
+        """
+        self.nodes()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        batch = list(messages)
+        waiting = set(self.inner.push_messages(batch))
+        replies: list[tuple[int, Message]] = []
+        while waiting:
+            arrived = list(self.inner.pull_messages(sorted(waiting)))
+            for reply in arrived:
+                waiting.discard(reply.metadata.reply_to_message_id)
+                partition = self._partition_of[reply.metadata.src_node_id]
+                replies.append((partition, self.on_reply(partition, reply) if self.on_reply is not None else reply))
+            if deadline is not None and time.monotonic() > deadline:
+                break
+            if waiting and not arrived:
+                time.sleep(self.pause)
+        end = getattr(self.inner, "end_batch", None)
+        if end is not None:
+            end()
+        return [reply for _, reply in sorted(replies, key=lambda pair: pair[0])]
+
+
+class CohortGrid(_Proxy):
+    """Shows an inner strategy only this round's nodes, in the order of their partitions."""
+
+    def __init__(self, inner: Grid, nodes: Sequence[int]) -> None:
+        super().__init__(inner)
+        self._nodes = list(nodes)
+
+    def get_node_ids(self) -> list[int]:
+        """Return the cohort's node ids."""
+        return list(self._nodes)

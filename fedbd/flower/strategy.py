@@ -1,0 +1,359 @@
+"""DefendedStrategy: wraps a Flower strategy, and is one.
+
+Clients send full local weights, as Flower's do. The strategy draws the cohort, folds the replies into exact sums
+(encrypted ones by a key-less evaluator), asks key-holding clients for decryption, applies the aggregation rule, and hands
+the inner strategy one synthetic reply: the global weights plus ``server_rate`` times the aggregate. What happens after
+that (cleanup, detection, evaluation, the record) is the ``after_round`` hook's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi, Result, Strategy
+
+from fedbd.crypto.ckks import Evaluator
+from fedbd.crypto.grid import GRID_BITS
+from fedbd.errors import ClientFailed, Problem, RunFailed, UserError
+from fedbd.flower.arrays import pack_all, payload_bytes, view_all
+from fedbd.flower.decryption import decrypted
+from fedbd.flower.folding import Fold, Weighing
+from fedbd.flower.mods import SECURE
+from fedbd.flower.proxies import CohortGrid, OrderedGrid
+from fedbd.params import Layout, is_weight, join, layout_of, split
+from fedbd.seeding import numpy_rng, torch_rng
+from fedbd.sums import bucket_of, mean_of
+from fedbd.types import Aggregator, Cohort, Memory, Need, Notes, TrustedData, Vector
+
+MEAN_BASED = (FedAvg, FedAvgM, FedAdagrad, FedAdam, FedYogi, FedProx)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One round as the strategy knows it, for the ``after_round`` hook.
+
+    Attributes:
+        round: The round, from 1.
+        participants: The cohort, ascending.
+        accepted: Clients whose updates count.
+        rejected: Clients whose updates the rule left out; None for a rule that rejects nobody.
+        faults: Client -> reason, of replies that did not come or were refused.
+        buckets: Clients per sum (per update, in the clear), rejected replies left out.
+        decryptors: Clients that decrypted.
+        start: (D,) float32, the global weights that the round started from.
+        weights: (D,) float32, the global weights after the inner strategy.
+        seconds: Wall seconds by phase.
+        bytes_up: Payload bytes from clients to server.
+        bytes_down: Payload bytes from server to clients.
+        ciphertext_bytes: Bytes of ciphertexts among ``bytes_up``.
+        noise: Largest distance of a decrypted value from the grid; None in the clear.
+        totals: The sums over buckets on the grid, as the server came to know them.
+        notes: The aggregation rule's notes.
+    """
+
+    round: int
+    participants: tuple[int, ...]
+    accepted: tuple[int, ...]
+    rejected: tuple[int, ...] | None
+    faults: dict[int, str]
+    buckets: tuple[tuple[int, ...], ...]
+    decryptors: tuple[int, ...]
+    start: Vector
+    weights: Vector
+    seconds: dict[str, float]
+    bytes_up: int
+    bytes_down: int
+    ciphertext_bytes: int
+    noise: float | None
+    totals: dict[int, Any]
+    notes: Notes
+
+
+AfterRound = Callable[[Outcome], Vector | None]
+"""Called after each round; may return other weights for the next round to start from (a cleanup in the loop)."""
+
+
+@dataclass
+class _Round:
+    number: int
+    cohort: tuple[int, ...]
+    arrays: dict[str, Any]
+    layout: Layout
+    fold: Fold
+    grid: OrderedGrid
+    started: float
+    bytes_down: int = 0
+
+
+@dataclass
+class DefendedStrategy(Strategy):
+    """A Flower strategy with secure sums, robust aggregation and a hook for what follows.
+
+    Attributes:
+        strategy: A mean-based Flower strategy (or a class that declares ``mean_only = True``).
+        aggregation: The aggregation rule.
+        secure_sum: The encryption's parameters (``fedbd.crypto.ckks.Ckks``); None: plain updates.
+        bucket_size: Clients per bucket, 1 for single updates, None for one sum.
+        server_rate: Factor on the aggregate.
+        seed: Decides cohorts, buckets and decryptors.
+        cohort: Round -> participating partitions; None: everybody.
+        clients: Number of partitions to wait for; None: whoever is there.
+        weighing: How much a client counts.
+        on_client_failure: ``fail`` ends the run with the reason, ``skip`` goes on without the client.
+        trusted: Trusted data for rules that need them.
+        after_round: See ``AfterRound``.
+        timeout: Seconds for one exchange.
+    """
+
+    strategy: Strategy
+    aggregation: Aggregator
+    secure_sum: Any = None
+    bucket_size: int | None = 1
+    server_rate: float = 1.0
+    seed: int = 0
+    cohort: Callable[[int], Sequence[int]] | None = None
+    clients: int | None = None
+    weighing: Weighing = field(default_factory=Weighing)
+    on_client_failure: str = "fail"
+    trusted: TrustedData | None = None
+    after_round: AfterRound | None = None
+    timeout: float = 3600.0
+    memory: Memory = field(default_factory=dict)
+    _round: _Round | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse an inner strategy that does not work on a mean."""
+        kind = type(self.strategy)
+        if kind not in MEAN_BASED and not getattr(self.strategy, "mean_only", False):
+            known = ", ".join(cls.__name__ for cls in MEAN_BASED)
+            problem = Problem(
+                path="strategy",
+                expected=f"must work on the mean of updates ({known}, or a class with mean_only = True)",
+                got=kind.__name__,
+                remedy="a rule over single updates belongs into aggregation",
+            )
+            raise UserError([problem])
+        for name in ("min_train_nodes", "min_available_nodes"):
+            if hasattr(self.strategy, name):  # cohorts are ours to draw; the inner strategy takes all it is shown
+                setattr(self.strategy, name, 1)
+
+    def summary(self) -> None:
+        """Log the inner strategy's summary."""
+        self.strategy.summary()
+
+    def start(  # noqa: D102 - Flower's own docstring
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        ordered = grid if isinstance(grid, OrderedGrid) else OrderedGrid(grid, self.clients)
+        return super().start(ordered, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Draw the cohort and let the inner strategy address it."""
+        ordered = grid if isinstance(grid, OrderedGrid) else OrderedGrid(grid, self.clients)
+        nodes = ordered.nodes()
+        cohort = tuple(self.cohort(server_round)) if self.cohort is not None else tuple(sorted(nodes))
+        start = view_all(arrays)
+        layout = layout_of(start)
+        fold = self._new_fold(server_round, cohort, join(start, layout), layout)
+        now = _Round(server_round, cohort, start, layout, fold, ordered, time.perf_counter())
+        messages = list(
+            self.strategy.configure_train(
+                server_round, arrays, config, CohortGrid(ordered, [nodes[client] for client in cohort])
+            )
+        )
+        for message in messages:
+            if self.secure_sum is not None:
+                message.content[SECURE] = self._secure_record(server_round, fold)
+            now.bytes_down += payload_bytes(message.content)
+        self._round = now
+        ordered.on_reply = self._on_reply
+        return sorted(messages, key=lambda message: ordered.partition(message.metadata.dst_node_id))
+
+    def _new_fold(self, round_: int, cohort: tuple[int, ...], start: Vector, layout: Layout) -> Fold:
+        order = numpy_rng(self.seed, "buckets", round_).permutation(len(cohort))
+        size = self.bucket_size
+        if self.secure_sum is None and Need.INDIVIDUAL not in self.aggregation.needs:
+            size = None  # nobody looks at single rows: one running sum is enough
+        bucket = {client: bucket_of(i, len(cohort), size, order) for i, client in enumerate(cohort)}
+        evaluator = Evaluator(self.secure_sum) if self.secure_sum is not None else None
+        return Fold(layout, start, bucket, self.weighing, evaluator, self._bits)
+
+    @property
+    def _bits(self) -> int:
+        return int(self.secure_sum.grid_bits) if self.secure_sum is not None else GRID_BITS
+
+    def _secure_record(self, round_: int, fold: Fold) -> ConfigRecord:
+        most = max(Counter(fold.bucket.values()).values())
+        record: dict[str, Any] = {
+            "round": round_,
+            "weighting": self.weighing.weighting,
+            "average-examples": self.weighing.average_examples,
+            "largest": self.secure_sum.largest(most),
+            "grid-bits": self._bits,
+        }
+        return ConfigRecord(record)
+
+    def _on_reply(self, client: int, reply: Message) -> Message:
+        """Fold a train reply at once and keep only its envelope."""
+        if self._round is None:
+            return reply
+        started = time.perf_counter()
+        self._round.fold.add(client, reply)
+        self._round.fold.seconds += time.perf_counter() - started
+        if not reply.has_error():
+            reply.content = RecordDict()
+        return reply
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Decrypt, aggregate, step the inner strategy, and call the hook.
+
+        Raises:
+            ClientFailed: If a client failed and ``on_client_failure`` is ``fail``, or nobody is left.
+            SecureSumFailed: If the decryptions are not there or disagree.
+        """
+        now = self._round
+        if now is None or now.number != server_round:
+            raise RunFailed("aggregate_train was called without its configure_train")
+        now.grid.on_reply, self._round = None, None
+        for reply in replies:  # a caller with a loop of its own: nothing is folded twice
+            now.fold.add(now.grid.partition(reply.metadata.src_node_id), reply)
+        self._check(now)
+        trained = time.perf_counter()
+        if self.secure_sum is None:
+            totals, asked, noise, extra = dict(sorted(now.fold.totals.items())), (), None, (0, 0)
+        else:
+            totals, asked, noise, extra = decrypted(now.grid, now.fold, server_round, self.seed, self.timeout)
+        opened = time.perf_counter()
+        delta, accepted, rejected, notes = self._aggregate(now, totals)
+        arrays = self._step(server_round, now, delta)
+        weights = join(view_all(arrays), now.layout)
+        seconds = {
+            "train": trained - now.started - now.fold.seconds,
+            "decrypt": opened - trained,
+            "aggregate": time.perf_counter() - opened + now.fold.seconds,
+        }
+        outcome = Outcome(
+            round=server_round,
+            participants=now.cohort,
+            accepted=accepted,
+            rejected=rejected,
+            faults=dict(sorted(now.fold.rejected.items())),
+            buckets=self._seen(now),
+            decryptors=asked,
+            start=now.fold.start,
+            weights=weights,
+            seconds=seconds,
+            bytes_up=now.fold.bytes_up + extra[0],
+            bytes_down=now.bytes_down + extra[1],
+            ciphertext_bytes=now.fold.ciphertext_bytes,
+            noise=noise,
+            totals=totals,
+            notes=notes,
+        )
+        replaced = self.after_round(outcome) if self.after_round is not None else None
+        if replaced is not None:
+            arrays = self._arrays(now, replaced)
+        return arrays, MetricRecord({"accepted": len(accepted)})
+
+    def _check(self, now: _Round) -> None:
+        fold = now.fold
+        for client in now.cohort:
+            if client not in fold.accepted and client not in fold.rejected:
+                fold.rejected[client] = f"no reply within {self.timeout:g} s"
+        if fold.rejected and self.on_client_failure == "fail":
+            client, reason = min(fold.rejected.items())
+            more = f" (and {len(fold.rejected) - 1} more clients)" if len(fold.rejected) > 1 else ""
+            raise ClientFailed(f"round {now.number}: client {client}: {reason}{more}")
+        if not fold.accepted:
+            raise ClientFailed(f"round {now.number}: no client is left of {len(now.cohort)}")
+
+    def _seen(self, now: _Round) -> tuple[tuple[int, ...], ...]:
+        accepted = sorted(now.fold.accepted)
+        if self.secure_sum is None:  # in the clear the server sees every single update, whatever it then adds
+            return tuple((client,) for client in accepted)
+        groups: dict[int, list[int]] = {}
+        for client in accepted:
+            groups.setdefault(now.fold.bucket[client], []).append(client)
+        return tuple(tuple(groups[bucket]) for bucket in sorted(groups))
+
+    def _aggregate(
+        self, now: _Round, totals: dict[int, Any]
+    ) -> tuple[Vector, tuple[int, ...], tuple[int, ...] | None, Notes]:
+        rows = [mean_of(total, self._bits) for total in totals.values()]
+        mean, _ = mean_of(np.sum(list(totals.values()), axis=0), self._bits)
+        individual = Need.INDIVIDUAL in self.aggregation.needs
+        if individual and len(rows) < self.aggregation.minimum_rows:
+            raise ClientFailed(
+                f"round {now.number}: {len(rows)} rows are left, the rule needs {self.aggregation.minimum_rows}"
+            )
+        clients = sorted(now.fold.accepted)
+        single = individual and self.bucket_size == 1
+        cohort = Cohort(
+            updates=np.stack([row for row, _ in rows]) if individual else None,
+            mean=mean,
+            weights=np.array([weight for _, weight in rows]),
+            clients=len(clients),
+            ids=tuple(self._row_clients(now, totals)) if single else None,
+            global_weights=now.fold.start,
+            trusted=self.trusted,
+        )
+        rng = torch_rng(self.seed, "aggregation", now.number)
+        aggregate, self.memory, notes = self.aggregation.aggregate(cohort, self.memory, rng)
+        if aggregate.accepted is None:
+            return aggregate.delta, tuple(clients), None, notes
+        counted = dict(zip(totals, aggregate.accepted, strict=True))
+        accepted = tuple(client for client in clients if counted[now.fold.bucket[client]])
+        return aggregate.delta, accepted, tuple(client for client in clients if client not in accepted), notes
+
+    def _row_clients(self, now: _Round, totals: dict[int, Any]) -> list[int]:
+        holder = {now.fold.bucket[client]: client for client in now.fold.accepted}
+        return [holder[bucket] for bucket in totals]
+
+    def _arrays(self, now: _Round, weights: Vector) -> ArrayRecord:
+        named: dict[str, Any] = dict(split(weights, now.layout))
+        return pack_all({name: named.get(name, array) for name, array in now.arrays.items()})
+
+    def _step(self, server_round: int, now: _Round, delta: Vector) -> ArrayRecord:
+        """Hand the inner strategy one synthetic reply; integer buffers keep the global model's values."""
+        proposed = (now.fold.start + np.float32(self.server_rate) * delta).astype(np.float32)
+        floats = split(proposed, now.layout)
+        content = RecordDict({"arrays": pack_all(floats), "metrics": MetricRecord({"num-examples": 1})})
+        node = now.grid.nodes()[now.cohort[0]]
+        request = Message(RecordDict(), dst_node_id=node, message_type="train")
+        reply = Message(content, reply_to=request)
+        whole = getattr(self.strategy, "current_arrays", None)
+        if whole is not None:  # adaptive strategies compare with what they sent: floats only
+            self.strategy.current_arrays = {name: whole[name] for name in now.layout.names}  # type: ignore[attr-defined]
+        arrays, _ = self.strategy.aggregate_train(server_round, [reply])
+        if arrays is None:
+            raise RunFailed(f"round {server_round}: {type(self.strategy).__name__} returned no weights")
+        stepped = {name: np.asarray(array, np.float32) for name, array in view_all(arrays).items() if is_weight(array)}
+        return self._arrays(now, join(stepped, now.layout))
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Let the inner strategy ask for federated evaluation, over all nodes."""
+        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Let the inner strategy aggregate evaluation replies."""
+        return self.strategy.aggregate_evaluate(server_round, replies)

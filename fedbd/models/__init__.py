@@ -1,0 +1,17 @@
+"""Model families: image classifiers that are built from a generator and nothing else.
+
+A family is a frozen dataclass with ``build(shape, classes, rng)`` (see ``types.ModelFamily``). The model that it
+returns takes (N, C, H, W) float32 in [0, 1], not normalized, and returns (N, classes) logits. It is fresh, in train
+mode, on the CPU, without dropout, and in the memory format that trains faster there (``training.memory_format_of``
+reads it back).
+
+Every model names, as attributes, the modules that defenses look into (``model.get_submodule(name)``, forward hooks):
+
+- ``taps: tuple[str, ...]``: modules whose outputs are the features of each group of layers, from input to output, as
+  (N, C, H, W) maps, or (N, D) for a model without convolutions. Of ``wrn16-1`` they are the outputs of the three
+  residual groups before the last BatchNorm, which attention distillation compares.
+- ``maps: str``: the module whose output is the last activated (N, C, H, W) map, or (N, D); empty if there is none.
+- ``channels: str``: the module whose output channels those of ``maps`` are: a BatchNorm2d, Conv2d or Linear; its scale
+  (or filter) and bias switch one off; empty if there is none.
+- ``classifier: str``: the last linear layer; its input is what a penultimate-layer method reads.
+"""

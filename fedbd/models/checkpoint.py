@@ -1,0 +1,125 @@
+"""Reading and writing weights. Reading opens no pickle but PyTorch's own tensors (``weights_only=True``)."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import pickle
+import struct
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from fedbd.errors import CheckpointError, Problem
+
+
+def load_checkpoint(model: nn.Module, path: Path) -> None:
+    """Fill a model with a checkpoint's weights, in place; nothing is changed if the checkpoint does not fit.
+
+    Args:
+        model: Keeps its memory format, device and types.
+        path: A safetensors file, or a PyTorch file with a state dict or a dict that holds one under ``state_dict``.
+
+    Raises:
+        CheckpointError: With every entry that is missing, unexpected, of another shape or kind, or not finite.
+    """
+    entries = _read(path)
+    problems = _mismatches(model.state_dict(), entries, str(path))
+    if problems:
+        raise CheckpointError(problems, f"the checkpoint does not fit {type(model).__name__}:")
+    model.load_state_dict(entries, strict=True)
+
+
+def save_safetensors(model: nn.Module, path: Path) -> None:
+    """Write a model's state as safetensors (contiguous, on the CPU); the file appears whole or not at all.
+
+    Args:
+        model: Left untouched.
+        path: Where to write; its folder must exist.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    state = {name: entry.detach().cpu().contiguous() for name, entry in model.state_dict().items()}
+    data = safetensors.torch.save(state, metadata={"format": "pt"})
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint file."""
+    where = str(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+        if _is_safetensors(start, path.stat().st_size):
+            return dict(safetensors.torch.load_file(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError([Problem(path=where, expected="must be a file", got="nothing of that name")]) from None
+    except pickle.UnpicklingError:
+        remedy = "save its state_dict alone, with safetensors or torch.save"
+        got = "a file that holds other Python objects, or a damaged one"
+        raise CheckpointError([_other_form(where, got, remedy)]) from None
+    except (OSError, RuntimeError, EOFError, ValueError, SafetensorError):
+        raise CheckpointError([_other_form(where, "a damaged or other file", "")]) from None
+    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(state, Mapping) or not all(isinstance(entry, Tensor) for entry in state.values()):
+        raise CheckpointError([_other_form(where, _describe(state), "save model.state_dict()")])
+    return {str(name): entry for name, entry in state.items()}
+
+
+def _other_form(where: str, got: str, remedy: str) -> Problem:
+    expected = "must be a safetensors file or a PyTorch state dict, alone or under 'state_dict'"
+    return Problem(path=where, expected=expected, got=got, remedy=remedy)
+
+
+def _is_safetensors(start: bytes, size: int) -> bool:
+    """Return whether a file begins like safetensors: the length of a header that fits the file, and a brace."""
+    return len(start) == 9 and start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] <= size - 8
+
+
+def _describe(state: Any) -> str:
+    if not isinstance(state, Mapping):
+        return f"a {type(state).__name__}"
+    other = next(name for name, entry in state.items() if not isinstance(entry, Tensor))
+    return f"a dict whose {other!r} is a {type(state[other]).__name__}"
+
+
+def _mismatches(own: Mapping[str, Tensor], entries: Mapping[str, Tensor], where: str) -> list[Problem]:
+    """Return one problem per entry that does not fit."""
+    missing = [name for name in own if name not in entries]
+    problems = [Problem(path=f"{where}:{name}", expected="is missing", remedy="") for name in missing]
+    for name, entry in entries.items():
+        at = f"{where}:{name}"
+        if name not in own:
+            near = difflib.get_close_matches(name, missing, n=1, cutoff=0.6)
+            remedy = f"did you mean '{near[0]}'?" if near else ""
+            problems.append(Problem(path=at, expected="is not an entry of the model", remedy=remedy))
+        elif entry.shape != own[name].shape:
+            expected, got = f"must have shape {tuple(own[name].shape)}", str(tuple(entry.shape))
+            problems.append(Problem(path=at, expected=expected, got=got))
+        elif entry.is_floating_point() != own[name].is_floating_point():
+            expected, got = f"must be {_name(own[name].dtype)}", _name(entry.dtype)
+            problems.append(Problem(path=at, expected=expected, got=got))
+        elif entry.is_floating_point() and not torch.isfinite(entry).all():
+            problems.append(Problem(path=at, expected="must be finite", got="NaN or infinity"))
+    return problems
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

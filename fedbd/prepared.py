@@ -1,0 +1,113 @@
+"""What a scenario stands for in memory: data, partitions, model, triggers. Built once per process.
+
+Client processes and the server build the same thing from the same scenario; data lie in memory-mapped files that they
+share.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fedbd.data.assemble import Federation, assemble
+from fedbd.errors import Problem, ScenarioError, UserError
+from fedbd.params import Layout, layout_of
+from fedbd.scenario import Scenario, from_dict
+from fedbd.seeding import torch_rng
+from fedbd.types import Dataset
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scenario with its data and model at hand.
+
+    Attributes:
+        scenario: The scenario.
+        federation: Data set, partitions and trusted data.
+    """
+
+    scenario: Scenario
+    federation: Federation
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data set."""
+        return self.federation.dataset
+
+    def new_model(self) -> nn.Module:
+        """Return the initial model (the scenario's seed decides its weights)."""
+        rng = torch_rng(self.scenario.seed, "init")
+        model: nn.Module = self.scenario.model.impl.build(self.dataset.shape, self.dataset.classes, rng)
+        return model
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The one model of this process, to be filled in place."""
+        return self.new_model().to(torch.device(self.scenario.engine.device))
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Names and shapes of the float weights."""
+        return layout_of(self.new_model().state_dict())
+
+
+def prepare(scenario: Scenario) -> Prepared:
+    """Load the data, split them, and check what only data and model can tell.
+
+    Raises:
+        UserError: With every problem found.
+    """
+    if scenario.engine.device == "cuda" and not torch.cuda.is_available():
+        remedy = "set engine.device: cpu, or install a CUDA build on a machine with a GPU"
+        raise ScenarioError(
+            [Problem(path="engine.device", expected="no CUDA device is here", got="'cuda'", remedy=remedy)]
+        )
+    root = Path(scenario.data.root) if scenario.data.root else None
+    dataset = scenario.data.method.impl.load(root)
+    federation = assemble(
+        dataset, scenario.partition.method.impl, scenario.partition.clients, scenario.trusted, scenario.seed
+    )
+    prepared = Prepared(scenario, federation)
+    problems = list(_mismatches(prepared))
+    if problems:
+        raise UserError(problems, f"scenario '{scenario.name}' does not fit its data:")
+    return prepared
+
+
+def _mismatches(prepared: Prepared) -> Iterator[Problem]:
+    scenario, dataset = prepared.scenario, prepared.dataset
+    for i, attack in enumerate(scenario.attacks):
+        if attack.target >= dataset.classes:
+            expected = f"must be below the number of classes ({dataset.classes})"
+            yield Problem(path=f"attacks[{i}].target", expected=expected, got=str(attack.target))
+        try:
+            attack.trigger.impl.stamp(torch.zeros(1, *dataset.shape))
+        except (UserError, ValueError) as error:
+            yield Problem(path=f"attacks[{i}].trigger", expected=f"does not fit the images: {error}")
+    try:
+        model = prepared.new_model()
+    except UserError as error:
+        yield from error.problems
+        return
+    for kind, plans in (("cleanup", scenario.cleanup), ("detection", scenario.detection)):
+        for i, plan in enumerate(plans):
+            refusal = getattr(plan.method.impl, "refusal", None)
+            reason = refusal(model) if refusal is not None else None
+            if reason:
+                yield Problem(path=f"{kind}[{i}]", expected=f"'{plan.method.name}' cannot act: {reason}")
+
+
+@lru_cache(maxsize=2)
+def prepared_from_json(text: str) -> Prepared:
+    """Return the prepared scenario of a message; cached, since every message of a run carries the same text.
+
+    Args:
+        text: ``json.dumps(to_dict(scenario))``.
+    """
+    return prepare(from_dict(json.loads(text)))

@@ -1,0 +1,178 @@
+"""Arms side by side: means over seeds, paired differences to the first arm, and what must not be misread.
+
+An arm is a scenario, its runs differ in the seed. Differences are paired by seed, with percentile-bootstrap intervals
+over the seeds. Of a collapsed run only the accuracies and what the twin gave count: neither its low nor its high
+attack success is anybody's success. ``if_stopped_now`` and ``in_loop`` are apart everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedbd.errors import Problem, UserError
+from fedbd.report.run_view import RunView
+
+RESAMPLES = 10_000
+ATTACK = ("attack_success", "net_attack_success", "robust_accuracy")
+MODES = ("if_stopped_now", "in_loop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistic:
+    """One measure of one arm over its seeds.
+
+    Attributes:
+        values: By seed, of the runs that have the measure.
+        difference: Mean of the paired differences to the first arm; None for that arm itself or without a pair.
+        interval: Its 95 % bootstrap interval; None with fewer than two pairs.
+    """
+
+    values: Mapping[int, float]
+    difference: float | None = None
+    interval: tuple[float, float] | None = None
+
+    @property
+    def n(self) -> int:
+        """Number of seeds."""
+        return len(self.values)
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over seeds."""
+        return float(np.mean(list(self.values.values()))) if self.values else None
+
+    @property
+    def sd(self) -> float | None:
+        """Standard deviation of a sample (n - 1); None with fewer than two seeds."""
+        return float(np.std(list(self.values.values()), ddof=1)) if self.n > 1 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One row of a comparison.
+
+    Attributes:
+        name: The arm.
+        oracle: A method of it knows what no defender knows.
+        seeds: Of its finished runs, ascending.
+        unfinished: Number of runs left out because they did not come to their end.
+        collapsed: Seeds whose run collapsed.
+        cleaned_collapsed: Seeds whose cleaned model collapsed, by (cleanup, mode).
+        server_saw: What the server saw in the last round, one text per kind of view among the runs.
+        statistics: By measure: ``clean_accuracy``, ``cleanup.rnp.in_loop.attack_success``, ``detection.strip.auc``.
+    """
+
+    name: str
+    oracle: bool
+    seeds: tuple[int, ...]
+    unfinished: int
+    collapsed: tuple[int, ...]
+    cleaned_collapsed: Mapping[tuple[str, str], tuple[int, ...]]
+    server_saw: tuple[str, ...]
+    statistics: Mapping[str, Statistic]
+
+
+def compare(runs: Sequence[RunView], *, seed: int = 0) -> list[Arm]:
+    """Return the arms in order of first appearance.
+
+    Args:
+        runs: Every run of every arm; unfinished ones are counted and left out.
+        seed: Of the bootstrap.
+
+    Raises:
+        UserError: If an arm has two runs of one seed.
+    """
+    names = list(dict.fromkeys(run.arm for run in runs))
+    arms: list[Arm] = []
+    for name in names:
+        own = sorted((run for run in runs if run.arm == name), key=lambda run: run.seed)
+        arms.append(_arm(name, own, arms[0].statistics if arms else {}, seed))
+    return arms
+
+
+def _arm(name: str, runs: Sequence[RunView], reference: Mapping[str, Statistic], seed: int) -> Arm:
+    done = [run for run in runs if run.finished]
+    seeds = [run.seed for run in done]
+    if len(set(seeds)) < len(seeds):
+        twice = sorted({s for s in seeds if seeds.count(s) > 1})
+        remedy = "name each run once, or give one of them another name"
+        raise UserError(
+            [Problem(path=name, expected="must have one run per seed", got=f"{twice} twice", remedy=remedy)]
+        )
+    measured = {run.seed: measures_of(run) for run in done}
+    statistics = {}
+    for key in dict.fromkeys(key for found in measured.values() for key in found):
+        values = {s: value for s, found in measured.items() if (value := found.get(key)) is not None}
+        first = reference.get(key)
+        statistics[key] = Statistic(values=values, **(_paired(values, first.values, seed) if first else {}))
+    cleanups = dict.fromkeys((n, e["mode"]) for run in done for n, e in run.summary["cleanup"].items())
+    return Arm(
+        name=name,
+        oracle=any(run.oracle for run in runs),
+        seeds=tuple(seeds),
+        unfinished=len(runs) - len(done),
+        collapsed=tuple(run.seed for run in done if run.summary["collapsed"]),
+        cleaned_collapsed={key: tuple(run.seed for run in done if _cleaned_collapsed(run, *key)) for key in cleanups},
+        server_saw=tuple(dict.fromkeys(seen_text(run.summary["server_saw"]) for run in done)),
+        statistics=statistics,
+    )
+
+
+def measures_of(run: RunView) -> dict[str, float | None]:
+    """Return a run's measures by their names in a comparison; a collapsed run or cleanup has only its accuracies."""
+    summary = run.summary
+    lost = bool(summary["collapsed"])
+    found = {"clean_accuracy": summary["clean_accuracy"]}
+    found |= {name: None if lost else summary[name] for name in ATTACK}
+    found["attack_success_floor"] = summary["attack_success_floor"]  # the twin's: it did not collapse
+    for name, entry in summary["cleanup"].items():
+        gone = lost or _cleaned_collapsed(run, name, entry["mode"])
+        key = f"cleanup.{name}.{entry['mode']}"
+        found[f"{key}.clean_accuracy"] = entry["after"].get("clean_accuracy")
+        found[f"{key}.attack_success"] = None if gone else entry["after"].get("attack_success")
+    for name, entry in summary["detection"].items():
+        found[f"detection.{name}.auc"] = None if lost else entry.get("auc")
+    found["seconds_per_round"] = summary["seconds_per_round"]
+    return found
+
+
+def _cleaned_collapsed(run: RunView, name: str, mode: str) -> bool:
+    entry = run.summary["cleanup"].get(name)
+    return bool(entry and entry["mode"] == mode and 2 * entry["collapsed_rounds"] >= entry["rounds"])
+
+
+def seen_text(seen: Mapping[str, Any] | None) -> str:
+    """Return what a server saw as a few words: ``sums of 5 (bucket), at least 3 honest``."""
+    if not seen:
+        return "-"
+    sizes = seen.get("clients_per_sum") or []
+    span = f"{min(sizes)}..{max(sizes)}" if sizes and min(sizes) < max(sizes) else f"{sizes[0]}" if sizes else "?"
+    honest = seen.get("honest_per_sum_min")
+    text = f"{seen.get('kind') or 'unknown'}, {span} per sum"
+    return text if honest is None else f"{text}, >= {honest} honest"
+
+
+def _paired(values: Mapping[int, float], reference: Mapping[int, float], seed: int) -> dict[str, Any]:
+    """Return the mean paired difference over common seeds and its interval."""
+    differences = np.array([values[s] - reference[s] for s in sorted(values) if s in reference])
+    if differences.size == 0:
+        return {}
+    return {"difference": float(differences.mean()), "interval": bootstrap_interval(differences, seed)}
+
+
+def bootstrap_interval(values: np.ndarray[Any, np.dtype[np.float64]], seed: int = 0) -> tuple[float, float] | None:
+    """Return the 95 % percentile-bootstrap interval of a mean, or None for fewer than two values.
+
+    Args:
+        values: (n,) independent values.
+        seed: Of the resampling: the same values give the same interval.
+    """
+    if values.size < 2:
+        return None
+    rows = np.random.default_rng(seed).integers(0, values.size, (RESAMPLES, values.size))
+    low, high = np.quantile(values[rows].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)

@@ -1,0 +1,227 @@
+"""A comparison on the terminal and as plain data: one row per arm, marks for what must not be misread, notes for marks.
+
+The arms themselves are made in ``fedbd.report.arms``; ``compare`` and ``load_run`` have their names here, too.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedbd.report.arms import MODES, Arm, Statistic, compare
+from fedbd.report.console import percent, success_style
+from fedbd.report.run_view import RunView, load_run
+
+__all__ = [
+    "Arm",
+    "RunView",
+    "Statistic",
+    "compare",
+    "comparison_rows",
+    "load_run",
+    "notes",
+    "render_comparison",
+    "write_comparison",
+]
+
+FEW_SEEDS = 5
+
+Cell = Callable[[Arm], Text]
+
+
+def render_comparison(console: Console, arms: Sequence[Arm]) -> None:
+    """Print a comparison, in as many tables as the console's width asks for.
+
+    Means over seeds in percent, below them the spread (standard deviation from five seeds on, else the range), then the
+    paired difference to the first arm with its interval.
+    """
+    columns: list[tuple[str, Cell]] = [
+        ("CA %", lambda arm: _measure(arm, "clean_accuracy")),
+        ("ASR %", lambda arm: _measure(arm, "attack_success")),
+        ("floor %", lambda arm: _measure(arm, "attack_success_floor", paired=False)),
+        ("net ASR %", lambda arm: _measure(arm, "net_attack_success")),
+        ("RA %", lambda arm: _measure(arm, "robust_accuracy")),
+        ("cleaned CA/ASR %\nif stopped now", lambda arm: _cleaned(arm, MODES[0])),
+        ("cleaned CA/ASR %\nin the loop", lambda arm: _cleaned(arm, MODES[1])),
+        ("sample AUC", _detected),
+        ("server saw", lambda arm: Text("\n".join(arm.server_saw).replace(", ", "\n") or "-")),
+        ("s/round", lambda arm: _seconds(arm.statistics.get("seconds_per_round"))),
+    ]
+    start = 0
+    while start < len(columns):
+        end = start + 1
+        while end < len(columns) and _fits(console, _table(arms, columns[start : end + 1])):
+            end += 1
+        console.print(_table(arms, columns[start:end]))
+        start = end
+    for note in notes(arms):
+        console.print(note, style="dim", markup=False, highlight=False)
+
+
+def _fits(console: Console, table: Table) -> bool:
+    return console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width
+
+
+def _table(arms: Sequence[Arm], columns: Sequence[tuple[str, Cell]]) -> Table:
+    table = Table(header_style="bold", box=box.SIMPLE_HEAD, leading=1, pad_edge=False)
+    table.add_column("arm", overflow="fold", max_width=28)  # long names give way, numbers never do
+    for title in ("runs", *(title for title, _ in columns)):
+        table.add_column(title, no_wrap=True, vertical="top")
+    for arm in arms:
+        name = Text(arm.name).append(" †" if arm.oracle else "", "bold yellow")
+        table.add_row(name, _runs(arm), *(cell(arm) for _, cell in columns))
+    return table
+
+
+def _runs(arm: Arm) -> Text:
+    text = Text("1 seed" if len(arm.seeds) == 1 else f"{len(arm.seeds)} seeds")
+    if arm.collapsed:
+        text.append(f"\n{len(arm.collapsed)} collapsed", "bold magenta")
+    return text.append(f"\n{arm.unfinished} unfinished", "yellow") if arm.unfinished else text
+
+
+def spread_text(found: Statistic | None) -> str:
+    """Return the spread of a share over seeds in percent: ``90.8..91.6``, from five seeds on ``±0.3``, or nothing."""
+    if found is None or found.sd is None:
+        return ""
+    if found.n >= FEW_SEEDS:
+        return f"±{percent(found.sd)}"
+    return f"{percent(min(found.values.values()))}..{percent(max(found.values.values()))}"
+
+
+def difference_text(found: Statistic | None) -> str:
+    """Return the paired difference in percentage points and its interval: ``+1.2 [+0.3, +2.0]``, or nothing."""
+    if found is None or found.difference is None:
+        return ""
+    text = _signed(found.difference)
+    return text + (f" [{_signed(found.interval[0])}, {_signed(found.interval[1])}]" if found.interval else "")
+
+
+def _signed(value: float) -> str:
+    return f"{round(100 * value, 1) + 0.0:+.1f}"  # + 0.0: no "-0.0"
+
+
+def _measure(arm: Arm, key: str, *, paired: bool = True) -> Text:
+    found = arm.statistics.get(key)
+    attack = key not in ("clean_accuracy", "attack_success_floor")
+    if attack and arm.collapsed and not (found and found.n):
+        return Text("collapsed", "bold magenta")
+    style = success_style(found.mean if found else None) if key == "attack_success" else ""
+    text = Text(_mean(found), style)
+    if attack and arm.collapsed and found:
+        text.append(f" (of {found.n})", "magenta")
+    below = [spread_text(found), *(difference_text(found).split(" ", 1) if paired else ())]
+    return text.append("".join(f"\n{line}" for line in below if line), "dim")
+
+
+def _mean(found: Statistic | None) -> str:
+    return percent(found.mean if found else None)
+
+
+def _cleaned(arm: Arm, mode: str) -> Text:
+    lines = []
+    for name, own in arm.cleaned_collapsed:
+        if own != mode:
+            continue
+        clean, success = (
+            arm.statistics.get(f"cleanup.{name}.{mode}.{m}") for m in ("clean_accuracy", "attack_success")
+        )
+        gone = len(set(arm.cleaned_collapsed[name, own]) | set(arm.collapsed))
+        line = Text(f"{name} {_mean(clean)} / ")
+        if gone and not (success and success.n):
+            line.append("collapsed", "bold magenta")
+        else:
+            line.append(_mean(success), success_style(success.mean if success else None))
+            line.append(f" (of {success.n})" if gone and success else "", "magenta")
+        lines.append(line)
+        if spread_text(clean):
+            lines.append(Text(f"  {spread_text(clean)} / {spread_text(success) or '-'}", "dim"))
+    return Text("\n").join(lines) if lines else Text("-")
+
+
+def _detected(arm: Arm) -> Text:
+    lines = []
+    for key, found in arm.statistics.items():
+        if key.startswith("detection."):
+            value = "-" if found.mean is None else f"{found.mean:.3f}"
+            lines.append(f"{key.removeprefix('detection.').removesuffix('.auc')} {value}")
+    return Text("\n".join(lines) or "-")
+
+
+def _seconds(found: Statistic | None) -> Text:
+    return Text("-" if found is None or found.mean is None else f"{found.mean:.1f}")
+
+
+def notes(arms: Sequence[Arm]) -> list[str]:
+    """Return the notes that the marks in a table need, one sentence each."""
+    found = []
+    if any(len(arm.seeds) > 1 for arm in arms):
+        found.append(f"Means over seeds; below them ± the standard deviation, or the range of fewer than {FEW_SEEDS}.")
+    if len(arms) > 1:
+        found.append(f"Then the difference to {arms[0].name}, paired by seed, with its 95 % bootstrap interval.")
+    if any(len(arm.seeds) < FEW_SEEDS for arm in arms):
+        found.append(f"Fewer than {FEW_SEEDS} seeds: an impression, not a finding.")
+    if any(arm.oracle for arm in arms):
+        found.append("† uses knowledge that no defender has (oracle).")
+    if any(arm.collapsed or any(arm.cleaned_collapsed.values()) for arm in arms):
+        found.append("Collapsed runs count in CA only: their ASR is nobody's success. (of n) counts the others.")
+    if any(arm.unfinished for arm in arms):
+        found.append("Unfinished runs are left out.")
+    return found
+
+
+def comparison_rows(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """Return one flat row per arm, all with the same names: per measure ``_mean``, ``_sd``, ``_min``, ``_max``, ``_n``.
+
+    ``_difference``, ``_low`` and ``_high`` are the paired difference to the first arm and its interval. Shares are
+    fractions of 1; what was not measured is None.
+    """
+    keys = dict.fromkeys(key for arm in arms for key in arm.statistics)
+    return [_row(arm, list(keys)) for arm in arms]
+
+
+def _row(arm: Arm, keys: Sequence[str]) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "arm": arm.name,
+        "oracle": arm.oracle,
+        "seeds": len(arm.seeds),
+        "unfinished": arm.unfinished,
+        "collapsed": len(arm.collapsed),
+        "server_saw": "; ".join(arm.server_saw),
+    }
+    for key in keys:
+        found = arm.statistics.get(key, Statistic(values={}))
+        low, high = found.interval or (None, None)
+        row |= {
+            f"{key}_mean": found.mean,
+            f"{key}_sd": found.sd,
+            f"{key}_min": min(found.values.values(), default=None),
+            f"{key}_max": max(found.values.values(), default=None),
+            f"{key}_n": found.n,
+            f"{key}_difference": found.difference,
+            f"{key}_low": low,
+            f"{key}_high": high,
+        }
+    return row
+
+
+def write_comparison(path: str | Path, arms: Sequence[Arm]) -> None:
+    """Write ``comparison_rows`` to a ``.csv`` (an absent value is empty) or, for any other name, as JSON."""
+    rows = comparison_rows(arms)
+    text = json.dumps(rows, indent=2, allow_nan=False) + "\n"
+    if Path(path).suffix == ".csv":
+        buffer = io.StringIO(newline="")
+        writer = csv.DictWriter(buffer, list(rows[0]) if rows else ["arm"])
+        writer.writeheader()
+        writer.writerows(rows)
+        text = buffer.getvalue()
+    Path(path).write_text(text, encoding="utf-8", newline="")

@@ -1,0 +1,94 @@
+"""A run's folder, read for people: what tables and curves are made of. No torch in here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedbd.errors import DataError, Problem
+from fedbd.record import SCENARIO, read_rounds, read_summary
+from fedbd.summary import summarize
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunView:
+    """One run, finished or not.
+
+    Attributes:
+        arm: What the run is compared as; runs of one arm differ in their seed.
+        seed: The scenario's seed; runs of equal seed are paired across arms.
+        scenario: The resolved scenario as plain values.
+        rounds: The records of its rounds.
+        summary: Its summary; for an unfinished run what ``summarize`` makes of the rounds there are.
+        oracle: A method of it knows what no defender knows; marked in every table.
+        finished: All planned rounds are there.
+    """
+
+    arm: str
+    seed: int
+    scenario: Mapping[str, Any]
+    rounds: Sequence[Mapping[str, Any]]
+    summary: Mapping[str, Any]
+    oracle: bool = False
+    finished: bool = True
+
+
+def load_run(folder: str | Path, arm: str | None = None) -> RunView:
+    """Read a run's folder.
+
+    Args:
+        folder: What ``fedbd run`` wrote.
+        arm: Its name in comparisons, default the scenario's name.
+
+    Raises:
+        DataError: If there is no run in the folder or a file in it is damaged.
+    """
+    scenario = _scenario(Path(folder) / SCENARIO)
+    rounds = read_rounds(folder)
+    planned = int(scenario.get("rounds") or 0)
+    # What was measured comes anew from the rounds: a folder of any age gets the measures of this version.
+    written = read_summary(folder) or {}
+    summary = {**written, **summarize(rounds, _window(written, rounds), planned)}
+    return RunView(
+        arm=arm or str(scenario.get("name", Path(folder).name)),
+        seed=int(scenario.get("seed") or 0),
+        scenario=scenario,
+        rounds=rounds,
+        summary=summary,
+        oracle=is_oracle(scenario),
+        finished=0 < planned <= summary["rounds"],
+    )
+
+
+def _scenario(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        problem = Problem(
+            path=str(path), expected="must be a run's scenario", got=str(error), remedy="name a run's folder"
+        )
+        raise DataError([problem]) from error
+    if not isinstance(found, dict):
+        raise DataError([Problem(path=str(path), expected="must be a mapping", got=type(found).__name__)])
+    return found
+
+
+def _window(summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -> tuple[int, int] | None:
+    """Return the attack window that the summary names; without a summary, from first to last round with a poisoner."""
+    if "attack_window" in summary:
+        window = summary["attack_window"]
+        return None if window is None else (int(window[0]), int(window[1]))
+    hit = [line["round"] for line in rounds if line.get("attackers") or line.get("polluted")]
+    return (hit[0], hit[-1]) if hit else None
+
+
+def is_oracle(scenario: object) -> bool:
+    """Return whether some method in a resolved scenario has ``oracle: true``, or is an oracle by its name."""
+    if isinstance(scenario, Mapping):
+        named = str(scenario.get("name", "")).startswith("oracle") and "rounds" not in scenario
+        return named or scenario.get("oracle") is True or any(is_oracle(value) for value in scenario.values())
+    return isinstance(scenario, list) and any(is_oracle(value) for value in scenario)

@@ -1,0 +1,127 @@
+"""The composition root: scenarios in, run folders out; one at a time in this process, or many side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedbd.engines import execute
+from fedbd.errors import Problem, UserError
+from fedbd.record import FINISHED, read_rounds, read_summary
+from fedbd.roles import attack_window
+from fedbd.scenario import Scenario, fingerprint, twin_of
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to be done.
+
+    Attributes:
+        scenario: What to run.
+        folder: Where.
+        needs: The job whose folder holds the attack-free twin, if one must be done first.
+        twin: The twin's folder.
+    """
+
+    scenario: Scenario
+    folder: Path
+    needs: Path | None = None
+    twin: Path | None = None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        path: The run's folder.
+        summary: ``summary.json``.
+        rounds: The lines of ``rounds.jsonl``, round 0 first.
+    """
+
+    path: Path
+    summary: dict[str, Any]
+    rounds: list[dict[str, Any]]
+
+
+def run(scenario: Scenario, out: str | Path = "runs", *, overwrite: bool = False) -> RunResult:
+    """Run a scenario in this process (its clients in workers), its attack-free twin first where it is wanted.
+
+    Args:
+        scenario: What to run.
+        out: Folder for all runs: this one goes to ``out/NAME/seed-SEED``.
+        overwrite: Remove an earlier run in that place.
+
+    Raises:
+        UserError: If the place is taken or the scenario does not fit its data.
+        RunFailed: If the run could not finish; finished rounds are on disk.
+    """
+    jobs = plan([scenario], Path(out), overwrite=overwrite)
+    for job in jobs:
+        execute(job.scenario, job.folder, job.twin)
+    folder = jobs[-1].folder
+    return RunResult(folder, read_summary(folder) or {}, read_rounds(folder))
+
+
+def plan(scenarios: Sequence[Scenario], out: Path, *, overwrite: bool = False) -> list[Job]:
+    """Return the jobs for some scenarios, twins first; a twin that several share, or that is done, is run once.
+
+    Args:
+        scenarios: What to run.
+        out: Folder for all runs.
+        overwrite: Remove earlier runs in the places of these scenarios (finished twins are kept).
+
+    Raises:
+        UserError: If two scenarios want one place, or a place is taken.
+    """
+    folders = {}
+    problems = []
+    for scenario in scenarios:
+        folder = out / scenario.name / f"seed-{scenario.seed}"
+        if folder in folders:
+            remedy = "give each scenario its own name, or another seed"
+            problems.append(Problem(path=str(folder), expected="is wanted by two scenarios", remedy=remedy))
+        elif not overwrite and read_rounds(folder):
+            remedy = "pass --overwrite, or --out with another folder"
+            problems.append(Problem(path=str(folder), expected="holds an earlier run", remedy=remedy))
+        folders[folder] = scenario
+    if problems:
+        raise UserError(problems, "nothing was started:")
+    for folder in folders:
+        if folder.exists():
+            shutil.rmtree(folder)
+    own = {fingerprint(scenario): folder for folder, scenario in folders.items()}
+    twins: dict[str, Job] = {}
+    jobs = [_job(scenario, folder, out, own, twins) for folder, scenario in folders.items()]
+    return [*twins.values(), *sorted(jobs, key=lambda job: job.needs is not None)]
+
+
+def _job(scenario: Scenario, folder: Path, out: Path, own: dict[str, Path], twins: dict[str, Job]) -> Job:
+    if not scenario.evaluation.twin or attack_window(scenario) is None:
+        return Job(scenario, folder)
+    twin = twin_of(scenario)
+    key = fingerprint(twin)
+    if key in own:
+        return Job(scenario, folder, own[key], own[key])
+    place = out / "twins" / key[:16]
+    if (read_summary(place) or {}).get("status") == FINISHED:
+        return Job(scenario, folder, None, place)
+    if key not in twins:
+        if place.exists():
+            shutil.rmtree(place)
+        twins[key] = Job(twin, place)
+    return Job(scenario, folder, place, place)
+
+
+def with_seeds(scenarios: Sequence[Scenario], seeds: int) -> list[Scenario]:
+    """Return each scenario with its own seed and the ``seeds - 1`` following ones."""
+    return [
+        dataclasses.replace(scenario, seed=scenario.seed + step) for scenario in scenarios for step in range(seeds)
+    ]
+
+
+OnLine = Callable[[Job, dict[str, Any]], None]

@@ -1,0 +1,93 @@
+"""How well the scores of a detector separate poisoned samples from clean ones: higher is more suspicious.
+
+A share over nothing is None, never 0, and a rate that would rest on under ten samples is None, too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import roc_auc_score
+
+
+def _scores(values: ArrayLike) -> NDArray[np.float64]:
+    scores = np.asarray(values, dtype=np.float64).reshape(-1)
+    if np.isnan(scores).any():
+        raise ValueError("scores: a NaN has no rank; expected numbers (infinities are fine)")
+    return scores
+
+
+def roc_auc(positive: ArrayLike, negative: ArrayLike) -> float | None:
+    """Return the probability that a positive scores above a negative, ties counted half (Mann-Whitney).
+
+    Args:
+        positive: Scores of the poisoned samples, higher is more suspicious.
+        negative: Scores of the clean ones.
+
+    Returns:
+        In [0, 1], 0.5 for no separation; None where either is empty.
+
+    Raises:
+        ValueError: If a score is NaN.
+    """
+    hot, cold = _scores(positive), _scores(negative)
+    if hot.size == 0 or cold.size == 0:
+        return None
+    # Dense ranks keep order and ties and make infinities finite, which scikit-learn asks for.
+    ranks = np.unique(np.concatenate([hot, cold]), return_inverse=True)[1]
+    return float(roc_auc_score(np.repeat([1, 0], [hot.size, cold.size]), ranks))
+
+
+def tpr_at_fpr(positive: ArrayLike, negative: ArrayLike, fpr: float) -> float | None:
+    """Return the largest true positive rate whose false positive rate is at most ``fpr``.
+
+    Returns:
+        In [0, 1]; None without positives, or with fewer than 10 / fpr negatives (the rate would rest on under ten).
+
+    Raises:
+        ValueError: If a score is NaN.
+    """
+    hot, cold = _scores(positive), np.sort(_scores(negative))[::-1]
+    if hot.size == 0 or cold.size * fpr < 10 - 1e-9:
+        return None
+    allowed = int(np.floor(fpr * cold.size + 1e-9))
+    return float(np.mean(hot > cold[allowed])) if allowed < cold.size else 1.0
+
+
+def precision_at(positive: ArrayLike, negative: ArrayLike, rate: float) -> float | None:
+    """Return the share of positives among the ``rate`` most suspicious of all samples (precision at isolation).
+
+    Ties at the cut count as their expectation over a random choice among the tied.
+
+    Returns:
+        In [0, 1]; None where ``int(rate * N)`` is 0, so that nothing is isolated.
+
+    Raises:
+        ValueError: If a score is NaN.
+    """
+    hot, cold = _scores(positive), _scores(negative)
+    both = np.concatenate([hot, cold])
+    size = int(rate * both.size + 1e-9)
+    if size == 0:
+        return None
+    cut = np.sort(both)[::-1][size - 1]
+    tied = np.count_nonzero(both == cut)
+    free = size - np.count_nonzero(both > cut)
+    return float((np.count_nonzero(hot > cut) + free * np.count_nonzero(hot == cut) / tied) / size)
+
+
+def score_measures(positive: ArrayLike, negative: ArrayLike) -> dict[str, Any]:
+    """Return the measures of a detection's record: AUC, TPR at 1 % and 5 % FPR and the counts.
+
+    Raises:
+        ValueError: If a score is NaN.
+    """
+    return {
+        "auc": roc_auc(positive, negative),
+        "tpr_at_fpr_1": tpr_at_fpr(positive, negative, 0.01),
+        "tpr_at_fpr_5": tpr_at_fpr(positive, negative, 0.05),
+        "positives": int(np.size(positive)),
+        "negatives": int(np.size(negative)),
+    }

@@ -1,0 +1,224 @@
+"""What a whole run is worth: the measures of ``summary.json``, from the lines of ``rounds.jsonl`` alone.
+
+Missing measurements stay missing: a mean is over what was measured, and over nothing it is None. No torch in here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+Line = Mapping[str, Any]
+"""One round's record."""
+
+LAST_ROUNDS = 10
+"""Figures of a run are means over so many rounds."""
+
+ALIVE = 0.5
+"""The attack success from which a backdoor counts as alive."""
+
+
+def binomial_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float] | None:
+    """Return the Clopper-Pearson interval of a share, or None without trials.
+
+    Args:
+        successes: 0 .. trials.
+        trials: Number of independent trials.
+        confidence: The interval covers the true share at least this often.
+    """
+    if trials == 0:
+        return None
+    from scipy.stats import binomtest  # noqa: PLC0415 - scipy.stats takes a second; most summaries do without
+
+    found = binomtest(successes, trials).proportion_ci(confidence, method="exact")
+    return float(found.low), float(found.high)
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Return the mean of what is there, or None where nothing is."""
+    kept = [value for value in values if value is not None]
+    return sum(kept) / len(kept) if kept else None
+
+
+def counted_rounds(rounds: Sequence[Line], window: tuple[int, int] | None) -> list[Line]:
+    """Return the rounds that a run's figures are means of: the last ten attacked ones, or the last ten without attack.
+
+    Round 0, the start, never counts.
+    """
+    kept = [line for line in rounds if line["round"] > 0]
+    if window is not None:
+        kept = [line for line in kept if window[0] <= line["round"] <= window[1]]
+    return kept[-LAST_ROUNDS:]
+
+
+def summarize(rounds: Sequence[Line], window: tuple[int, int] | None, planned_rounds: int) -> dict[str, Any]:
+    """Return a run's measures.
+
+    Args:
+        rounds: The run's lines in order, as ``record.read_rounds`` gives them.
+        window: First and last attacked round, or None for a run without an attack. Between them every round counts as
+            attacked, whether or not the draw brought an attacker into the cohort.
+        planned_rounds: How many rounds the scenario asks for.
+
+    Returns:
+        ``clean_accuracy``, ``attack_success``, ``attack_success_floor``, ``net_attack_success``, ``robust_accuracy``
+        and ``cleanup``, ``detection``, ``per_attack`` by name, all means over ``counted_rounds``; ``collapsed`` (the
+        last of them, or half of them, are) and ``collapsed_rounds`` of the whole run; the course of the attack, see
+        ``attack_course``; ``client_detection``, pooled over all rounds; ``server_saw`` of the last round;
+        ``seconds_per_round``; ``rounds``, ``planned_rounds`` and ``attack_window``.
+    """
+    tail = counted_rounds(rounds, window)
+    ran = [line for line in rounds if line["round"] > 0]
+    collapsed = [line["collapsed"] for line in tail if line.get("collapsed") is not None]
+    return {
+        "rounds": len(ran),
+        "planned_rounds": planned_rounds,
+        "attack_window": None if window is None else list(window),
+        **{name: mean(line.get(name) for line in tail) for name in ("clean_accuracy", "clean_accuracy_without_target")},
+        **{name: mean(line.get(name) for line in tail) for name in ("attack_success", "attack_success_floor")},
+        "net_attack_success": mean(_net(line) for line in tail),
+        "robust_accuracy": mean(line.get("robust_accuracy") for line in tail),
+        **attack_course(ran, window),
+        "collapsed": (collapsed[-1] or 2 * sum(collapsed) >= len(collapsed)) if collapsed else None,
+        "collapsed_rounds": sum(line.get("collapsed") is True for line in ran),
+        "per_attack": _means(tail, "per_attack"),
+        "cleanup": _cleanups(tail),
+        "detection": _means(tail, "detection"),
+        "client_detection": client_detection(ran),
+        "server_saw": ran[-1].get("server_saw") if ran else None,
+        "seconds_per_round": mean((line.get("seconds") or {}).get("total") for line in ran),
+    }
+
+
+def _net(line: Line) -> float | None:
+    success, floor = line.get("attack_success"), line.get("attack_success_floor")
+    return None if success is None or floor is None else success - floor
+
+
+def attack_course(rounds: Sequence[Line], window: tuple[int, int] | None) -> dict[str, Any]:
+    """Return how an attack went over the rounds; every value is None without an attack or a measured success.
+
+    Returns:
+        ``attack_success_area``: area under the attack success (trapezoids) over the window's measured rounds, per
+        round, so in [0, 1]; ``peak_attack_success``: the largest from the window's first round on;
+        ``time_to_attack_success``: attacked rounds until the success is 50 % (1: after the first one), None if it never
+        is; ``lifespan``: rounds after the last attacked one with a success of at least 50 % (a round without a
+        measurement counts as the one before it); ``lifespan_censored``: the run ended with the backdoor still alive,
+        so read ``>= lifespan``. Both are None where the run ended before the attack did.
+    """
+    first, last = window or (0, -1)
+    points = [(line["round"], line["attack_success"]) for line in rounds if line.get("attack_success") is not None]
+    attacked = [(number, success) for number, success in points if first <= number <= last]
+    ended = attacked and max(line["round"] for line in rounds) >= last
+    lifespan, censored = _lifespan(rounds, points, last) if ended else (None, None)
+    return {
+        "attack_success_area": _area(attacked),
+        "peak_attack_success": max(
+            (success for number, success in points if attacked and number >= first), default=None
+        ),
+        "time_to_attack_success": next((number - first + 1 for number, success in attacked if success >= ALIVE), None),
+        "lifespan": lifespan,
+        "lifespan_censored": censored,
+    }
+
+
+def _area(points: Sequence[tuple[int, float]]) -> float | None:
+    if len(points) < 2:
+        return points[0][1] if points else None
+    area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(points))
+    return area / (points[-1][0] - points[0][0])
+
+
+def _lifespan(rounds: Sequence[Line], points: Sequence[tuple[int, float]], last: int) -> tuple[int, bool]:
+    """Return the rounds after ``last`` with a live backdoor, and whether the run ended with it alive."""
+    known = dict(points)
+    alive, count = False, 0
+    for line in rounds:
+        alive = known[line["round"]] >= ALIVE if line["round"] in known else alive
+        count += alive and line["round"] > last
+    return count, alive
+
+
+def lifespan_text(lifespan: int | None, censored: bool | None) -> str:
+    """Return a lifespan as it is printed: ``12``, ``>= 12`` where the run ended first, ``-`` where there is none."""
+    if lifespan is None:
+        return "-"
+    return f">= {lifespan}" if censored else str(lifespan)
+
+
+def _named(rounds: Sequence[Line], group: str) -> dict[str, list[Line]]:
+    """Return the entries of a group such as ``detection``, by name, in order of first appearance."""
+    found: dict[str, list[Line]] = {}
+    for line in rounds:
+        for name, entry in (line.get(group) or {}).items():
+            found.setdefault(name, []).append(entry)
+    return found
+
+
+def _numbers(entries: Sequence[Line]) -> dict[str, float | None]:
+    """Return the means of all numeric values of equal name (not of flags), None where it was never measured."""
+    named = (item for entry in entries for item in entry.items())
+    names = dict.fromkeys(name for name, value in named if name != "notes" and _is_measure(value))
+    return {name: mean(entry.get(name) for entry in entries) for name in names}
+
+
+def _is_measure(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _means(rounds: Sequence[Line], group: str) -> dict[str, dict[str, float | None]]:
+    return {name: _numbers(entries) for name, entries in _named(rounds, group).items()}
+
+
+def _cleanups(rounds: Sequence[Line]) -> dict[str, dict[str, Any]]:
+    """Return per cleanup its mode, how often it ran and acted, and the means of what it left behind."""
+    found = {}
+    for name, entries in _named(rounds, "cleanup").items():
+        after = {key: [entry.get(key) or {} for entry in entries] for key in ("before", "after", "twin_after")}
+        found[name] = {
+            "mode": entries[-1].get("mode"),
+            "rounds": len(entries),
+            "acted": sum(entry.get("acted") is True for entry in entries),
+            **{key: _numbers(values) for key, values in after.items()},
+            "collapsed_rounds": sum(values.get("collapsed") is True for values in after["after"]),
+            "seconds": mean(entry.get("seconds") for entry in entries),
+        }
+    return found
+
+
+def client_detection(rounds: Sequence[Line]) -> dict[str, Any] | None:
+    """Return how often an aggregation rule rejected whom, pooled over the rounds in which it judged.
+
+    Returns:
+        ``attackers`` (true positives), ``polluted``, ``honest`` (false positives) and ``honest_without_attacker`` (the
+        same in rounds with no attacker in the cohort), each ``{rejected, of, rate, interval}`` with the 95 %
+        Clopper-Pearson interval; None where no rule judged.
+    """
+    judged = [line for line in rounds if line.get("rejected") is not None]
+    if not judged:
+        return None
+    quiet = [line for line in judged if not line.get("attackers")]
+    return {
+        "attackers": _rejections(judged, lambda line: set(line.get("attackers") or ())),
+        "polluted": _rejections(judged, lambda line: set(line.get("polluted") or ())),
+        "honest": _rejections(judged, _honest),
+        "honest_without_attacker": _rejections(quiet, _honest),
+    }
+
+
+def _honest(line: Line) -> set[int]:
+    """Return the clients that a rule judged and that are neither attacker nor polluted."""
+    judged = {*(line.get("accepted") or ()), *line["rejected"]}
+    return judged - {*(line.get("attackers") or ()), *(line.get("polluted") or ())}
+
+
+def _rejections(rounds: Sequence[Line], chosen: Callable[[Line], set[int]]) -> dict[str, Any]:
+    hits = trials = 0
+    for line in rounds:
+        rejected = set(line["rejected"])
+        judged = chosen(line) & (rejected | set(line.get("accepted") or ()))
+        hits, trials = hits + len(judged & rejected), trials + len(judged)
+    interval = binomial_interval(hits, trials)
+    rate = hits / trials if trials else None
+    return {"rejected": hits, "of": trials, "rate": rate, "interval": interval and list(interval)}

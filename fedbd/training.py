@@ -1,0 +1,136 @@
+"""Plain local training: the loop that honest clients, attackers and the bare-loop benchmark share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every PyTorch user reads
+from annotated_types import Ge, Gt, Le, Lt
+from torch import Tensor, nn
+
+from fedbd.types import Notes, Samples
+
+Batch = tuple[Tensor, Tensor]
+OnBatch = Callable[[Tensor, Tensor, torch.Generator], Batch]
+Objective = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """How one client trains in one round (the field's standard: 2 epochs, batch 64, SGD 0.1, momentum 0.9, wd 5e-4).
+
+    Attributes:
+        epochs: Passes over the client's data.
+        batch_size: Images per step; the last batch of an epoch may be smaller.
+        lr: Learning rate of SGD.
+        momentum: Momentum of SGD, 0 for none.
+        nesterov: Nesterov's form of momentum.
+        weight_decay: L2 penalty.
+        lr_step: Multiply ``lr`` by ``lr_gamma`` every so many epochs; None for a constant rate.
+        lr_gamma: See ``lr_step``.
+        lr_decay: Multiply ``lr`` by this once a round: rate of round t is ``lr * lr_decay ** (t - 1)``.
+        augment: ``crop_flip``: crop with 4 pixels of zero padding and mirror, per image; ``none`` (default).
+    """
+
+    epochs: Annotated[int, Ge(1)] = 2
+    batch_size: Annotated[int, Ge(1)] = 64
+    lr: Annotated[float, Gt(0)] = 0.1
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
+    nesterov: bool = False
+    weight_decay: Annotated[float, Ge(0)] = 5e-4
+    lr_step: Annotated[int, Ge(1)] | None = None
+    lr_gamma: Annotated[float, Gt(0), Le(1)] = 0.1
+    lr_decay: Annotated[float, Gt(0), Le(1)] = 1.0
+    augment: Literal["none", "crop_flip"] = "none"
+
+    def rate(self, epoch: int) -> float:
+        """Return the learning rate of an epoch (0-based)."""
+        return self.lr * self.lr_gamma ** (epoch // self.lr_step) if self.lr_step else self.lr
+
+
+def sgd(model: nn.Module, plan: TrainingPlan) -> torch.optim.SGD:
+    """Return the plan's optimizer over the model's trainable parameters."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.SGD(
+        trainable,
+        lr=plan.lr,
+        momentum=plan.momentum,
+        nesterov=plan.nesterov,
+        weight_decay=plan.weight_decay,
+        fused=all(p.is_floating_point() for p in trainable),
+    )
+
+
+def crop_flip(images: Tensor, rng: torch.Generator, padding: int = 4) -> Tensor:
+    """Return each image shifted by up to ``padding`` pixels (zeros move in) and mirrored with probability 1/2.
+
+    Args:
+        images: (N, C, H, W) float.
+        rng: Draws shifts and mirrors, on the CPU.
+        padding: Largest shift in pixels.
+    """
+    n, _, height, width = images.shape
+    shift = torch.randint(0, 2 * padding + 1, (2, n), generator=rng).to(images.device)
+    mirror = (torch.rand(n, generator=rng) < 0.5).to(images.device)
+    padded = F.pad(images, (padding,) * 4)
+    rows = shift[0][:, None] + torch.arange(height, device=images.device)
+    cols = torch.arange(width, device=images.device).expand(n, width)
+    cols = shift[1][:, None] + torch.where(mirror[:, None], width - 1 - cols, cols)
+    index = torch.arange(n, device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[index, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
+
+
+def memory_format_of(model: nn.Module) -> torch.memory_format:
+    """Return the memory format that a model was put in (its widest convolution weight tells)."""
+    for entry in model.parameters():
+        if entry.dim() == 4 and entry.numel() > max(entry.shape):
+            last = entry.is_contiguous(memory_format=torch.channels_last) and not entry.is_contiguous()
+            return torch.channels_last if last else torch.contiguous_format
+    return torch.contiguous_format
+
+
+def train(
+    model: nn.Module,
+    data: Samples,
+    plan: TrainingPlan,
+    rng: torch.Generator,
+    *,
+    on_batch: OnBatch | None = None,
+    objective: Objective = F.cross_entropy,
+) -> Notes:
+    """Train a model in place with SGD.
+
+    Args:
+        model: Left in train mode.
+        data: The client's samples.
+        plan: Epochs, batches and rates.
+        rng: Draws the order of the samples, then whatever ``on_batch`` and the augmentation draw.
+        on_batch: Rewrites a batch of raw images in [0, 1] and labels (an attacker stamps here), before augmentation.
+        objective: Mean loss of (logits, labels).
+
+    Returns:
+        ``loss`` (mean of the last epoch's batch losses) and ``images`` (how many were trained on).
+    """
+    model.train()
+    optimizer = sgd(model, plan)
+    layout = memory_format_of(model)
+    losses: list[Tensor] = []
+    for epoch in range(plan.epochs):
+        for group in optimizer.param_groups:
+            group["lr"] = plan.rate(epoch)
+        losses = []
+        for index in torch.randperm(len(data), generator=rng).split(plan.batch_size):
+            x, y = data.batch(index)
+            if on_batch is not None:
+                x, y = on_batch(x, y, rng)
+            if plan.augment == "crop_flip":
+                x = crop_flip(x, rng)
+            optimizer.zero_grad(set_to_none=True)
+            loss = objective(model(x.contiguous(memory_format=layout)), y)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+    return {"loss": float(torch.stack(losses).mean()), "images": plan.epochs * len(data)}

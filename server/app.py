@@ -1,0 +1,160 @@
+"""The ServerApp: from the run config to a run folder with one line per round and a summary."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedbd.errors import FedBDError, UserError
+from fedbd.flower.arrays import pack_all
+from fedbd.flower.folding import Weighing
+from fedbd.flower.mods import checksum
+from fedbd.flower.observer import collect
+from fedbd.flower.proxies import OrderedGrid
+from fedbd.flower.strategies import inner_strategy
+from fedbd.flower.strategy import DefendedStrategy
+from fedbd.models.checkpoint import save_safetensors
+from fedbd.params import assign, flatten
+from fedbd.prepared import Prepared, prepared_from_json
+from fedbd.record import FINISHED, RunFolder, read_rounds
+try:
+    from fedbd.report.trigger_picture import draw_triggers
+except ImportError:
+    draw_triggers = lambda *a: None
+from fedbd.roles import attack_window, draw_cohort
+from fedbd.run_text import message_text, scenario_text
+from fedbd.scenario import Scenario, fingerprint, from_dict, load_scenario
+from fedbd.summary import summarize
+
+from .step import Rounds
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run a scenario on whatever engine the grid belongs to.
+
+    Run config: ``scenario-json`` (a resolved scenario) or ``scenario`` (a file in the app), ``out-dir`` (the run's
+    folder), ``twin-dir`` (the folder of the attack-free twin, or empty).
+    """
+    config = context.run_config
+    text = str(config.get("scenario-json", ""))
+    here = Path(__file__).resolve().parent.parent
+    scenario = from_dict(json.loads(text)) if text else load_scenario(here / str(config["scenario"]))
+    out = Path(str(config.get("out-dir") or f"runs/{scenario.name}/seed-{scenario.seed}"))
+    twin = str(config.get("twin-dir", ""))
+    serve(grid, scenario, RunFolder(out), read_rounds(Path(twin)) if twin else [])
+
+
+def serve(grid: Grid, scenario: Scenario, folder: RunFolder, twin: list[dict[str, Any]]) -> None:
+    """Carry out a run; whatever ends it, the finished rounds and a summary with the reason stay on disk.
+
+    Args:
+        grid: The engine's grid.
+        scenario: What to run.
+        folder: Where to write.
+        twin: The lines of the attack-free twin, or none.
+    """
+    started = time.perf_counter()
+    torch.set_num_threads(1)  # server-side training must give the same bits on any machine; evaluation spreads by itself
+    folder.write_scenario(scenario_text(scenario))
+    folder.write_environment(threads=1)
+    observed = Path(os.environ.get("FEDBD_OBSERVER") or folder.path / "observations")
+    prepared = prepared_from_json(message_text(scenario))
+    rounds = Rounds(
+        prepared=prepared,
+        folder=folder,
+        twin={line["round"]: line for line in twin},
+        collect=lambda round_: collect(observed, round_),
+        checksum=checksum,
+    )
+    status, reason = FINISHED, ""
+    try:
+        _train(grid, scenario, prepared, rounds, folder)
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        reason = str(error) if isinstance(error, FedBDError) else f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        folder.write_summary(_summary(scenario, rounds, status, reason, time.perf_counter() - started))
+
+
+def _train(grid: Grid, scenario: Scenario, prepared: Prepared, rounds: Rounds, folder: RunFolder) -> None:
+    model = prepared.new_model()
+    if scenario.attacks:
+        triggers = {attack.key: attack.trigger.impl for attack in scenario.attacks}
+        draw_triggers(folder.path / "triggers.png", prepared.dataset.test, triggers)
+    weights = flatten(model)
+    rounds.start(weights)
+    strategy = defended(scenario, prepared, rounds)
+    ordered = OrderedGrid(grid, scenario.partition.clients)
+    state = {name: entry.numpy() for name, entry in model.state_dict().items()}
+    result = strategy.start(
+        ordered,
+        pack_all(state),
+        num_rounds=scenario.rounds,
+        timeout=scenario.engine.timeout * scenario.cohort_size,
+        train_config=ConfigRecord({"fedbd-scenario": message_text(scenario)}),
+    )
+    assign(model, _last(result.arrays, prepared))
+    save_safetensors(model, folder.path / "model.safetensors")
+
+
+def defended(scenario: Scenario, prepared: Prepared, rounds: Rounds) -> DefendedStrategy:
+    """Return the strategy of a scenario, with the round's work behind it."""
+    clients = sum(len(part) for part in prepared.federation.partitions) / scenario.partition.clients
+    return DefendedStrategy(
+        inner_strategy(scenario.strategy.name, scenario.strategy.arguments),
+        aggregation=scenario.aggregation.impl,
+        secure_sum=scenario.secure_sum.impl if scenario.secure_sum is not None else None,
+        bucket_size=scenario.bucket_size,
+        server_rate=scenario.server_rate,
+        seed=scenario.seed,
+        cohort=lambda round_: draw_cohort(scenario, round_),
+        clients=scenario.partition.clients,
+        weighing=Weighing(
+            weighting=scenario.cohort.weighting,
+            average_examples=clients,
+            largest=scenario.cohort.largest_weight,
+        ),
+        on_client_failure=scenario.on_client_failure,
+        trusted=prepared.federation.trusted,
+        after_round=rounds.after_round,
+        timeout=scenario.engine.timeout,
+    )
+
+
+def _last(arrays: ArrayRecord, prepared: Prepared) -> Any:
+    from fedbd.flower.arrays import view_all  # noqa: PLC0415 - only at the end
+    from fedbd.params import join  # noqa: PLC0415
+
+    return join(view_all(arrays), prepared.layout)
+
+
+def _summary(scenario: Scenario, rounds: Rounds, status: str, reason: str, seconds: float) -> dict[str, Any]:
+    measures = summarize(rounds.lines, attack_window(scenario), scenario.rounds)
+    return {
+        "name": scenario.name,
+        "seed": scenario.seed,
+        "status": status,
+        "reason": reason or None,
+        "rounds": len([line for line in rounds.lines if line["round"] > 0]),
+        "planned_rounds": scenario.rounds,
+        **measures,
+        "cipher_noise": rounds.noise,
+        "fingerprint": fingerprint(scenario),
+        "seconds_total": seconds,
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+__all__ = ["UserError", "app", "defended", "main", "serve"]

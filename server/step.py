@@ -1,0 +1,233 @@
+"""What follows a round's aggregation, without Flower: cleanup, detection, evaluation, and the line in the record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from fedbd.metrics import Evaluation, evaluate
+from fedbd.params import assign, flatten, sha256
+from fedbd.prepared import Prepared
+from fedbd.record import RunFolder, round_record
+from fedbd.roles import assignment, roles_in
+from fedbd.types import Clues, Notes, Role, Trigger, Vector
+
+from .cleaning import Cleaned, clean
+from .detecting import detect
+
+CLEANED = ("clean_accuracy", "attack_success", "robust_accuracy", "collapsed")
+
+
+@dataclass
+class Rounds:
+    """Writes one line per round; called by the strategy after each aggregation.
+
+    Attributes:
+        prepared: The scenario with its data.
+        folder: The run's folder.
+        twin: The attack-free twin's lines by round; empty where there is none.
+        collect: Round -> what clients noted outside the protocol.
+        checksum: Row -> linear checksum (see ``fedbd.flower.mods.checksum``).
+    """
+
+    prepared: Prepared
+    folder: RunFolder
+    twin: Mapping[int, Notes]
+    collect: Callable[[int], dict[int, dict[str, Any]]]
+    checksum: Callable[[Any], int]
+    lines: list[Notes] = field(default_factory=list)
+    noise: float | None = None
+    _evaluated: dict[int, tuple[nn.Module, Evaluation]] = field(default_factory=dict)
+
+    def start(self, weights: Vector) -> None:
+        """Write round 0: the model that the run starts from."""
+        started = time.perf_counter()
+        model = self._model(weights)
+        measured = self._measures(model, 0)
+        seconds = {"evaluate": time.perf_counter() - started, "total": time.perf_counter() - started}
+        self._write({"round": 0, **measured, "weights_sha256": sha256(weights), "seconds": seconds})
+
+    def after_round(self, outcome: Any) -> Vector | None:
+        """Clean, detect, evaluate and record a round (an ``fedbd.flower.strategy.Outcome``).
+
+        Returns:
+            Other weights for the next round to start from, if a cleanup in the loop was kept.
+        """
+        started = time.perf_counter()
+        model = self._model(outcome.weights)
+        cleaned, served = self._clean(model, outcome.round)
+        cleaned_at = time.perf_counter()
+        detection = {
+            plan.key: detect(self.prepared, plan, served, outcome.round)
+            for plan in self.prepared.scenario.detection
+            if plan.due(outcome.round)
+        }
+        detected_at = time.perf_counter()
+        weights = outcome.weights if served is model else flatten(served)
+        measured = self._measures(served, outcome.round)
+        cleanup = self._cleanup_record(cleaned, measured, outcome.round)
+        observed = self.collect(outcome.round)
+        line = {
+            "round": outcome.round,
+            **self._who(outcome),
+            **measured,
+            "weights_sha256": sha256(weights),
+            **self._seen(outcome, observed),
+            "cleanup": cleanup,
+            "detection": detection,
+            "notes": self._notes(outcome, observed),
+        }
+        now = time.perf_counter()
+        encrypt = [notes["encrypt"]["seconds"] for notes in observed.values() if "encrypt" in notes]
+        line["seconds"] = {
+            "train": outcome.seconds["train"],
+            "encrypt": sum(encrypt) if encrypt else None,
+            "aggregate": outcome.seconds["aggregate"],
+            "decrypt": outcome.seconds["decrypt"],
+            "cleanup": cleaned_at - started,
+            "detect": detected_at - cleaned_at,
+            "evaluate": now - detected_at,
+            "total": sum(outcome.seconds.values()) + now - started,
+        }
+        if outcome.noise is not None:
+            self.noise = max(self.noise or 0.0, outcome.noise)
+        self._write(line)
+        return None if served is model else weights
+
+    def _model(self, weights: Vector) -> nn.Module:
+        model = self.prepared.new_model()
+        assign(model, weights)
+        return model.eval()
+
+    def _triggers(self) -> dict[str, tuple[Trigger, int]]:
+        return {attack.key: (attack.trigger.impl, attack.target) for attack in self.prepared.scenario.attacks}
+
+    def _evaluate(self, model: nn.Module) -> Evaluation:
+        if id(model) not in self._evaluated:
+            dataset = self.prepared.dataset
+            found = evaluate(model, dataset.test, self._triggers(), dataset.classes)
+            self._evaluated[id(model)] = (model, found)  # the model too: its id must stay taken
+        return self._evaluated[id(model)][1]
+
+    def _measures(self, model: nn.Module, round_: int) -> Notes:
+        found = self._evaluate(model)
+        twin = self.twin.get(round_)
+        floors = twin.get("per_attack") if twin else None
+        per_attack = {
+            key: {**values, "attack_success_floor": floors[key]["attack_success"] if floors else None}
+            for key, values in found.per_attack.items()
+        }
+        return {
+            "clean_accuracy": found.clean_accuracy,
+            "clean_accuracy_without_target": found.clean_accuracy_without_target,
+            "attack_success": found.attack_success,
+            "attack_success_floor": twin.get("attack_success") if twin else None,
+            "per_attack": per_attack,
+            "robust_accuracy": found.robust_accuracy,
+            "collapsed": found.collapsed,
+            "evaluated_samples": found.evaluated_samples,
+        }
+
+    def _clean(self, model: nn.Module, round_: int) -> tuple[list[tuple[Cleaned, nn.Module]], nn.Module]:
+        """Return each due cleanup with the model that it got, and the model that is served afterwards."""
+        clues, served = Clues(), model
+        done: list[tuple[Cleaned, nn.Module]] = []
+        for plan in self.prepared.scenario.cleanup:
+            if plan.due(round_):
+                result, clues = clean(self.prepared, plan, served, round_, clues)
+                done.append((result, served))
+                if plan.mode == "in_loop":
+                    served = result.model
+        return done, served
+
+    def _cleanup_record(self, cleaned: list[tuple[Cleaned, nn.Module]], served: Notes, round_: int) -> Notes:
+        record: Notes = {}
+        for result, given in cleaned:
+            before, after = self._evaluate(given), self._evaluate(result.model)
+            twin = self.twin.get(round_, {}).get("cleanup", {}).get(result.plan.key)
+            record[result.plan.key] = {
+                "mode": result.plan.mode,
+                "acted": bool(result.notes.get("acted", True)) and result.kept,
+                "before": {name: getattr(before, name) for name in CLEANED},
+                "after": {name: getattr(after, name) for name in CLEANED},
+                "twin_after": twin["after"] if twin else None,
+                "seconds": result.seconds,
+                "notes": result.notes,
+            }
+        return record
+
+    def _who(self, outcome: Any) -> Notes:
+        roles = roles_in(self.prepared.scenario, outcome.round, outcome.participants)
+        return {
+            "participants": list(outcome.participants),
+            "attackers": [client for client, role in roles.items() if role is Role.ATTACKER],
+            "polluted": [client for client, role in roles.items() if role is Role.POLLUTED],
+            "accepted": list(outcome.accepted),
+            "rejected": None if outcome.rejected is None else list(outcome.rejected),
+        }
+
+    def _seen(self, outcome: Any, observed: dict[int, dict[str, Any]]) -> Notes:
+        scenario = self.prepared.scenario
+        roles = roles_in(scenario, outcome.round, outcome.participants)
+        assigned = assignment(scenario)
+        honest = [sum(client not in assigned for client in group) for group in outcome.buckets]
+        bad = [any(roles[client] is not Role.HONEST for client in group) for group in outcome.buckets]
+        encrypted = scenario.secure_sum is not None
+        kind = "updates" if not encrypted else "sum" if len(outcome.buckets) == 1 else "bucket_sums"
+        exact = self._exact(outcome, observed) if encrypted else True
+        return {
+            "server_saw": {
+                "kind": kind,
+                "clients_per_sum": [len(group) for group in outcome.buckets],
+                "honest_per_sum_min": min(honest),
+                "contaminated_sums": sum(bad),
+                "stable_ids": True,
+                "ciphertext_bytes": outcome.ciphertext_bytes,
+                "weighting": scenario.cohort.weighting,
+            },
+            "clients_saw": [{"client": client, "kind": kind} for client in outcome.decryptors],
+            "bytes_up": outcome.bytes_up,
+            "bytes_down": outcome.bytes_down,
+            "cipher_error": (0.0 if exact else None) if encrypted else None,
+            "bit_exact": exact,
+        }
+
+    def _exact(self, outcome: Any, observed: dict[int, dict[str, Any]]) -> bool | None:
+        """Compare the opened sums with the clients' own checksums, outside the protocol; None where there are none."""
+        answered = [client for group in outcome.buckets for client in group]
+        sent = [observed.get(client, {}).get("encrypt", {}).get("checksum") for client in answered]
+        if any(value is None for value in sent):
+            return None
+        opened = sum(self.checksum(total) for total in outcome.totals.values())
+        return (sum(sent) - opened) % 2**64 == 0
+
+    def _notes(self, outcome: Any, observed: dict[int, dict[str, Any]]) -> Notes:
+        notes: Notes = {"aggregation": outcome.notes, "clients": _client_notes(observed)}
+        twin = self.twin.get(outcome.round)
+        if twin:
+            notes["twin"] = {"clean_accuracy": twin["clean_accuracy"]}
+        if outcome.faults:
+            notes["faults"] = {str(client): reason for client, reason in outcome.faults.items()}
+        if self.prepared.scenario.secure_sum is not None:
+            largest = max(len(group) for group in outcome.buckets)
+            notes["secure_sum"] = {"noise_bound": self.prepared.scenario.secure_sum.impl.noise_bound(largest)}
+        return notes
+
+    def _write(self, line: Notes) -> None:
+        line = round_record(**line)
+        self.folder.append_round(line)
+        self._evaluated.clear()
+        self.lines.append(line)
+
+
+def _client_notes(observed: dict[int, dict[str, Any]]) -> Notes:
+    """Return what clients noted of their training, without times; clients as text keys, as JSON has them."""
+    return {
+        str(client): {name: value for name, value in notes["train"].items() if name != "seconds"}
+        for client, notes in observed.items()
+        if "train" in notes
+    }

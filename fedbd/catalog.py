@@ -29,7 +29,9 @@ def entries(kind: str | None = None) -> list[Entry]:
     """
     if kind is not None and kind not in METHODS:
         expected = f"must be one of {', '.join(METHODS)}"
-        raise UserError([Problem(path="kind", expected=expected, got=repr(kind), remedy=near_miss(kind, list(METHODS)))])
+        raise UserError(
+            [Problem(path="kind", expected=expected, got=repr(kind), remedy=near_miss(kind, list(METHODS)))]
+        )
     kinds = [kind] if kind is not None else list(METHODS)
     return [Entry(k, name, _summary(resolve(k, name, k))) for k in kinds for name in METHODS[k]]
 

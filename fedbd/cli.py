@@ -88,8 +88,8 @@ def run(
 
 
 def _compare(console: Console, jobs: list[Job], quiet: bool, table: Path | None) -> None:
-    from fedbd.report.comparison import render_comparison, write_comparison  # noqa: PLC0415
     from fedbd.report.arms import compare  # noqa: PLC0415
+    from fedbd.report.comparison import render_comparison, write_comparison  # noqa: PLC0415
     from fedbd.report.run_view import load_run  # noqa: PLC0415
 
     if not jobs:
@@ -149,8 +149,8 @@ def show(
     path = Path(what)
     if path.is_dir():
         view = load_run(path)
-        from fedbd.report.comparison import render_comparison  # noqa: PLC0415
         from fedbd.report.arms import compare  # noqa: PLC0415
+        from fedbd.report.comparison import render_comparison  # noqa: PLC0415
 
         render_comparison(_console(), compare([view]))
         draw_curves(path / "curves.png", [view])

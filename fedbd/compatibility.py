@@ -63,7 +63,7 @@ def attacks_act(s: Scenario) -> Iterator[Problem]:
         if attack.role == "polluted" and getattr(attack.method.impl, "per", "dataset") != "dataset":
             yield Problem(
                 path=f"attacks[{i}].per",
-                expected="must be dataset where role is polluted: the client trains by itself, only its data are poisoned",
+                expected="must be dataset for a polluted client: it trains by itself, only its data is poisoned",
                 got=repr(attack.method.impl.per),
             )
 
@@ -88,11 +88,12 @@ def rule_can_act(s: Scenario) -> Iterator[Problem]:
     """The aggregation rule sees what it needs, in enough rows, and has its trusted data."""
     rule, name = s.aggregation.impl, s.aggregation.name
     if Need.INDIVIDUAL in s.needs and s.bucket_size is None:
+        most = max(1, s.cohort_size // max(rule.minimum_rows, 2))
         yield Problem(
             path="aggregation",
-            expected=f"'{name}' compares updates with each other, but bucket_size: null shows it one sum over the cohort",
-            remedy=f"set bucket_size (at most {max(1, s.cohort_size // max(rule.minimum_rows, 2))} here), or take a rule "
-            "that acts on a sum (mean, norm_clip with where: client) and clean up afterwards (cleanup: rnp)",
+            expected=f"'{name}' compares updates, but bucket_size: null shows it one sum over the cohort",
+            remedy=f"set bucket_size (at most {most} here), or take a rule that acts on a sum (mean, norm_clip with "
+            "where: client) and clean up afterwards (cleanup: rnp)",
         )
     elif s.buckets < rule.minimum_rows:
         what = "updates" if s.bucket_size == 1 else f"buckets of {s.bucket_size}"
@@ -111,14 +112,11 @@ def rule_can_act(s: Scenario) -> Iterator[Problem]:
 
 def trusted_there(s: Scenario) -> Iterator[Problem]:
     """Methods that need clean data have them."""
-    for kind, plans in (("cleanup", s.cleanup), ("detection", s.detection)):
-        for i, plan in enumerate(plans):
-            if s.trusted is None and getattr(plan.method.impl, "needs_trusted", False):
-                yield Problem(
-                    path=f"{kind}[{i}]",
-                    expected=f"'{plan.method.name}' needs trusted data, and trusted is null",
-                    remedy="add trusted: {size: 500}, or take a method that needs no data",
-                )
+    for path, plan in s.guards:
+        if s.trusted is None and getattr(plan.method.impl, "needs_trusted", False):
+            expected = f"'{plan.method.name}' needs trusted data, and trusted is null"
+            remedy = "add trusted: {size: 500}, or take a method that needs no data"
+            yield Problem(path=path, expected=expected, remedy=remedy)
 
 
 def sum_is_exact(s: Scenario) -> Iterator[Problem]:

@@ -156,7 +156,6 @@ def _flower(
         poll=poll,
     )
     if outcome.status != "completed" and read_summary(folder) is None:
-        rounds = RunFolder(folder) if not read_rounds(folder) else None
-        if rounds is not None:
-            rounds.write_summary({"name": scenario.name, "seed": scenario.seed, "status": "failed", "rounds": 0, "reason": outcome.reason})
+        lost = {"name": scenario.name, "seed": scenario.seed, "status": "failed", "reason": outcome.reason}
+        RunFolder(folder, resume=True).write_summary({**lost, "rounds": len(read_rounds(folder)[1:])})
         raise RunFailed(f"{outcome.reason} (logs: {outcome.logs})")

@@ -95,12 +95,11 @@ def _mismatches(prepared: Prepared) -> Iterator[Problem]:
     except UserError as error:
         yield from error.problems
         return
-    for kind, plans in (("cleanup", scenario.cleanup), ("detection", scenario.detection)):
-        for i, plan in enumerate(plans):
-            refusal = getattr(plan.method.impl, "refusal", None)
-            reason = refusal(model) if refusal is not None else None
-            if reason:
-                yield Problem(path=f"{kind}[{i}]", expected=f"'{plan.method.name}' cannot act: {reason}")
+    for path, plan in scenario.guards:
+        refusal = getattr(plan.method.impl, "refusal", None)
+        reason = refusal(model) if refusal is not None else None
+        if reason:
+            yield Problem(path=path, expected=f"'{plan.method.name}' cannot act: {reason}")
 
 
 @lru_cache(maxsize=2)

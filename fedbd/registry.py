@@ -1,7 +1,7 @@
 """The names that a scenario may use, and where each method lives.
 
-Literal tables on purpose: no import side effect can add or lose a method, and a reader sees all of them at once. A third
-party writes ``package.module:Class`` in place of a name.
+Literal tables on purpose: no import side effect can add or lose a method, and a reader sees all of them at once. A
+third party writes ``package.module:Class`` in place of a name.
 """
 
 from __future__ import annotations

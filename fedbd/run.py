@@ -119,9 +119,7 @@ def _job(scenario: Scenario, folder: Path, out: Path, own: dict[str, Path], twin
 
 def with_seeds(scenarios: Sequence[Scenario], seeds: int) -> list[Scenario]:
     """Return each scenario with its own seed and the ``seeds - 1`` following ones."""
-    return [
-        dataclasses.replace(scenario, seed=scenario.seed + step) for scenario in scenarios for step in range(seeds)
-    ]
+    return [dataclasses.replace(scenario, seed=scenario.seed + step) for scenario in scenarios for step in range(seeds)]
 
 
 OnLine = Callable[[Job, dict[str, Any]], None]

@@ -18,8 +18,8 @@ from annotated_types import Ge, Gt, Le, MinLen
 
 from fedbd.data.trusted import Trusted
 from fedbd.errors import Problem, ScenarioError
-from fedbd.schema import Kind, Method, parse, to_plain
 from fedbd.scenario_file import override, read_yaml
+from fedbd.schema import Kind, Method, parse, to_plain
 from fedbd.training import TrainingPlan
 from fedbd.types import Need
 
@@ -259,6 +259,14 @@ class Scenario:
         return 1 if self.bucket_size is None else max(1, self.cohort_size // self.bucket_size)
 
     @property
+    def guards(self) -> list[tuple[str, CleanupPlan | DetectionPlan]]:
+        """Cleanups and detectors, each with its path in the scenario."""
+        cleanups: list[tuple[str, CleanupPlan | DetectionPlan]] = [
+            (f"cleanup[{i}]", plan) for i, plan in enumerate(self.cleanup)
+        ]
+        return cleanups + [(f"detection[{i}]", plan) for i, plan in enumerate(self.detection)]
+
+    @property
     def needs(self) -> frozenset[Need]:
         """What the aggregation rule must see."""
         needed: frozenset[Need] = self.aggregation.impl.needs
@@ -267,7 +275,8 @@ class Scenario:
 
 def to_dict(scenario: Scenario) -> dict[str, Any]:
     """Return the resolved scenario as plain YAML values; parsing it again gives an equal scenario."""
-    return to_plain(scenario)
+    plain: dict[str, Any] = to_plain(scenario)
+    return plain
 
 
 def fingerprint(scenario: Scenario) -> str:

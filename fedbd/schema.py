@@ -94,7 +94,7 @@ def parse(cls: type[T], raw: object, path: str, problems: list[Problem]) -> T | 
         problems.append(Problem(path=path, expected="must be a mapping", got=_show(raw)))
         return None
     before = len(problems)
-    slots = _slots(cls)
+    slots = _slots(cls)  # type: ignore[arg-type]
     own = {str(key): value for key, value in raw.items()}
     values: dict[str, Any] = {}
     if FLAT in slots:

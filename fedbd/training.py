@@ -122,7 +122,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = plan.rate(epoch)
         losses = []
-        for index in torch.randperm(len(data), generator=rng).split(plan.batch_size):
+        for index in torch.split(torch.randperm(len(data), generator=rng), plan.batch_size):
             x, y = data.batch(index)
             if on_batch is not None:
                 x, y = on_batch(x, y, rng)
@@ -130,7 +130,7 @@ def train(
                 x = crop_flip(x, rng)
             optimizer.zero_grad(set_to_none=True)
             loss = objective(model(x.contiguous(memory_format=layout)), y)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses.append(loss.detach())
     return {"loss": float(torch.stack(losses).mean()), "images": plan.epochs * len(data)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import resource
@@ -10,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context
+from flwr.app import ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedbd.errors import FedBDError, UserError
-from fedbd.flower.arrays import pack_all
+from fedbd.errors import FedBDError
+from fedbd.flower.arrays import pack_all, view_all
 from fedbd.flower.folding import Weighing
 from fedbd.flower.mods import checksum
 from fedbd.flower.observer import collect
@@ -22,19 +23,18 @@ from fedbd.flower.proxies import OrderedGrid
 from fedbd.flower.strategies import inner_strategy
 from fedbd.flower.strategy import DefendedStrategy
 from fedbd.models.checkpoint import save_safetensors
-from fedbd.params import assign, flatten
+from fedbd.params import assign, flatten, join
 from fedbd.prepared import Prepared, prepared_from_json
 from fedbd.record import FINISHED, RunFolder, read_rounds
-try:
-    from fedbd.report.trigger_picture import draw_triggers
-except ImportError:
-    draw_triggers = lambda *a: None
+from fedbd.report.trigger_picture import draw_triggers
 from fedbd.roles import attack_window, draw_cohort
 from fedbd.run_text import message_text, scenario_text
 from fedbd.scenario import Scenario, fingerprint, from_dict, load_scenario
 from fedbd.summary import summarize
 
 from .step import Rounds
+
+VERSIONS = ("fedbd", "flwr", "torch", "tenseal", "numpy")
 
 app = ServerApp()
 
@@ -65,7 +65,9 @@ def serve(grid: Grid, scenario: Scenario, folder: RunFolder, twin: list[dict[str
         twin: The lines of the attack-free twin, or none.
     """
     started = time.perf_counter()
-    torch.set_num_threads(1)  # server-side training must give the same bits on any machine; evaluation spreads by itself
+    torch.set_num_threads(
+        1
+    )  # server-side training must give the same bits on any machine; evaluation spreads by itself
     folder.write_scenario(scenario_text(scenario))
     folder.write_environment(threads=1)
     observed = Path(os.environ.get("FEDBD_OBSERVER") or folder.path / "observations")
@@ -105,7 +107,7 @@ def _train(grid: Grid, scenario: Scenario, prepared: Prepared, rounds: Rounds, f
         timeout=scenario.engine.timeout * scenario.cohort_size,
         train_config=ConfigRecord({"fedbd-scenario": message_text(scenario)}),
     )
-    assign(model, _last(result.arrays, prepared))
+    assign(model, join(view_all(result.arrays), prepared.layout))
     save_safetensors(model, folder.path / "model.safetensors")
 
 
@@ -133,14 +135,9 @@ def defended(scenario: Scenario, prepared: Prepared, rounds: Rounds) -> Defended
     )
 
 
-def _last(arrays: ArrayRecord, prepared: Prepared) -> Any:
-    from fedbd.flower.arrays import view_all  # noqa: PLC0415 - only at the end
-    from fedbd.params import join  # noqa: PLC0415
-
-    return join(view_all(arrays), prepared.layout)
-
-
 def _summary(scenario: Scenario, rounds: Rounds, status: str, reason: str, seconds: float) -> dict[str, Any]:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    largest = max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, children)
     measures = summarize(rounds.lines, attack_window(scenario), scenario.rounds)
     return {
         "name": scenario.name,
@@ -153,8 +150,6 @@ def _summary(scenario: Scenario, rounds: Rounds, status: str, reason: str, secon
         "cipher_noise": rounds.noise,
         "fingerprint": fingerprint(scenario),
         "seconds_total": seconds,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": largest * 1024,
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
     }
-
-
-__all__ = ["UserError", "app", "defended", "main", "serve"]

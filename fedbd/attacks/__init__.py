@@ -1,1 +1,1 @@
-"""."""
+"""Triggers and attacks, one per file."""

@@ -32,7 +32,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from fedbd.crypto.agent_client import PROTOCOL, AgentProcess, KeyAgent, receive, send, start_agent
+from fedbd.crypto.agent_client import AgentProcess, KeyAgent, start_agent
+from fedbd.crypto.agent_frames import PROTOCOL, receive, send
 from fedbd.crypto.ckks import Ckks, decrypt, encrypt, new_secret_context, parameters_of
 from fedbd.errors import SecureSumFailed
 

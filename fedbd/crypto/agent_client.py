@@ -13,7 +13,6 @@ import select
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -26,62 +25,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fedbd
+from fedbd.crypto.agent_frames import PROTOCOL, receive, send
 from fedbd.errors import SecureSumFailed
 
 if TYPE_CHECKING:
     from fedbd.crypto.ckks import Ckks
 
-PROTOCOL = 1
-MAX_HEADER = 2**16
-MAX_BODY = 2**32
-"""Bytes in a frame at most: a ciphertext of 140 million values."""
 SCHEME = "unix:"
-_FRAME = struct.Struct("<IQ")  # bytes of the JSON header, bytes of the body
 _START_SECONDS = 30.0
 _STOP_SECONDS = 5.0
 _REMEDY = "start the run again (resume continues with a fresh key)"
 
 
-def send(connection: socket.socket, header: dict[str, Any], body: bytes | memoryview = b"") -> None:
-    """Send one frame: lengths, a JSON header, raw bytes."""
-    text = json.dumps(header).encode()
-    connection.sendall(_FRAME.pack(len(text), len(body)) + text)
-    connection.sendall(body)
-
-
-def receive(connection: socket.socket) -> tuple[dict[str, Any], memoryview] | None:
-    """Return the next frame's header and body, or None if the other side has closed between frames.
-
-    Raises:
-        SecureSumFailed: If what comes is no frame or one beyond the limits; the connection is then of no more use.
-        OSError: If the connection breaks or times out.
-    """
-    first = connection.recv(1)
-    if not first:
-        return None
-    sizes = _FRAME.unpack(first + _exactly(connection, _FRAME.size - 1))
-    if sizes[0] > MAX_HEADER or sizes[1] > MAX_BODY:
-        raise SecureSumFailed(f"frame: at most {MAX_HEADER} + {MAX_BODY} bytes are taken, got {sizes[0]} + {sizes[1]}")
-    try:
-        header = json.loads(bytes(_exactly(connection, sizes[0])))
-    except ValueError as fault:
-        raise SecureSumFailed("frame: the header is no JSON") from fault
-    if not isinstance(header, dict):
-        raise SecureSumFailed("frame: the header is no JSON object")
-    return header, _exactly(connection, sizes[1])
-
-
-def _exactly(connection: socket.socket, size: int) -> memoryview:
-    """Return the next ``size`` bytes."""
-    # Memory that is announced but never sent stays untouched, so a false length costs nothing.
-    view = np.empty(size, dtype=np.uint8).data
-    at = 0
-    while at < size:
-        got = connection.recv_into(view[at:])
-        if got == 0:
-            raise ConnectionResetError("the connection was closed inside a frame")
-        at += got
-    return view
+def _exchange(
+    connection: socket.socket, operation: str, body: bytes | memoryview = b""
+) -> tuple[dict[str, Any], memoryview]:
+    """Send one question and return the answer."""
+    with contextlib.suppress(BrokenPipeError):  # the agent may have said why before it closed
+        send(connection, {"operation": operation}, body)
+    answer = receive(connection)
+    if answer is None:
+        raise ConnectionResetError("the agent closed the connection")
+    return answer
 
 
 class KeyAgent:
@@ -167,11 +132,7 @@ class KeyAgent:
     def _ask(self, operation: str, body: bytes | memoryview = b"") -> tuple[dict[str, Any], memoryview]:
         """Send one question and return the answer; its refusals are raised."""
         try:
-            connection = self._connect()
-            send(connection, {"operation": operation}, body)
-            answer = receive(connection)
-            if answer is None:
-                raise ConnectionResetError("the agent closed the connection")
+            answer = _exchange(self._connect(), operation, body)
         except SecureSumFailed:
             self.close()
             raise
@@ -192,11 +153,7 @@ class KeyAgent:
         connection.settimeout(self.timeout)
         self._connection, self._owner = connection, os.getpid()
         connection.connect(self.handle.removeprefix(SCHEME))
-        send(connection, {"operation": "hello"})
-        answer = receive(connection)
-        if answer is None:
-            raise ConnectionResetError("the agent closed the connection")
-        self._check(answer[0])
+        self._check(_exchange(connection, "hello")[0])
         return connection
 
     def _check(self, hello: dict[str, Any]) -> None:

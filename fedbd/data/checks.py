@@ -17,6 +17,56 @@ Arrays = dict[str, NDArray[np.generic]]
 LISTED = 5
 
 
+def image_form_problems(where: str, shape: tuple[int, ...], dtype: np.dtype[np.generic], layout: str) -> list[Problem]:
+    """Return what is wrong with shape and type of an array of images.
+
+    Args:
+        where: Where it stands, for the message.
+        shape: Right if (N, H, W), or four dimensions with 1 or 3 channels where the layout says.
+        dtype: Right if uint8.
+        layout: ``nhwc`` or ``nchw``.
+    """
+    problems: list[Problem] = []
+    if dtype.hasobject:
+        problems.append(_pickled(where, "uint8"))
+    elif dtype != np.uint8:
+        scale = "images in [0, 1]: save np.rint(255 * x).astype(np.uint8)" if dtype.kind == "f" else "save it as uint8"
+        problems.append(Problem(path=where, expected="must be uint8", got=str(dtype), remedy=scale))
+    forms = "(N, H, W) or " + ("(N, H, W, C)" if layout == "nhwc" else "(N, C, H, W)")
+    if len(shape) not in {3, 4}:
+        problems.append(Problem(path=where, expected=f"must have shape {forms}", got=str(shape)))
+    elif 0 in shape:
+        problems.append(Problem(path=where, expected="must not be empty", got=f"shape {shape}"))
+    elif len(shape) == 4 and shape[3 if layout == "nhwc" else 1] not in {1, 3}:
+        other = "nchw" if layout == "nhwc" else "nhwc"
+        expected = f"must have shape {forms} with 1 or 3 channels"
+        remedy = f"set data.layout to {other} if the channels stand elsewhere"
+        problems.append(Problem(path=where, expected=expected, got=str(shape), remedy=remedy))
+    return problems
+
+
+def label_form_problems(where: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> list[Problem]:
+    """Return what is wrong with shape and type of an array of labels: right are integers, (N,) or (N, 1)."""
+    problems: list[Problem] = []
+    if dtype.hasobject:
+        problems.append(_pickled(where, "integers"))
+    elif dtype.kind not in "iu":
+        problems.append(Problem(path=where, expected="must be integers", got=str(dtype)))
+    if len(shape) == 2 and shape[1] > 1:
+        remedy = "class numbers, not one-hot rows: save y.argmax(axis=1)"
+        problems.append(Problem(path=where, expected="must have shape (N,)", got=str(shape), remedy=remedy))
+    elif len(shape) != 1 and (len(shape) != 2 or shape[1] != 1):
+        problems.append(Problem(path=where, expected="must have shape (N,)", got=str(shape)))
+    elif shape[0] == 0:
+        problems.append(Problem(path=where, expected="must not be empty", got=f"shape {shape}"))
+    return problems
+
+
+def _pickled(where: str, wanted: str) -> Problem:
+    remedy = "fedbd opens no pickles: save a plain array"
+    return Problem(path=where, expected=f"must be {wanted}", got="Python objects", remedy=remedy)
+
+
 def problems_of_train_labels(path: str, labels: NDArray[np.int64]) -> list[Problem]:
     """Return what is wrong with the values of the training labels.
 

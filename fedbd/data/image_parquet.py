@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,13 +15,12 @@ from numpy.typing import NDArray
 from fedbd.data.cache import cached
 from fedbd.data.checks import Arrays, check_values, describe, to_dataset
 from fedbd.data.files import locate
+from fedbd.data.pictures import Picture, decode_all, place, shape_of
 from fedbd.errors import DataError, Problem
 from fedbd.types import Dataset
 
-Picture = NDArray[np.uint8]
 Batch = tuple[int, list[Picture | str], NDArray[np.int64], NDArray[np.bool_]]
 """Number of the first row, pictures or what stands in their place, labels, which labels are null."""
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 ROWS = 4096
 CHUNK = 128
 LISTED = 3
@@ -85,7 +83,7 @@ class ImageParquet:
 
         try:
             meta = pq.ParquetFile(path)
-        except (pa.ArrowException, OSError):
+        except (pa.ArrowException, OSError, ValueError):
             remedy = "copy the file again"
             return [Problem(path=name, expected="must be a parquet file", got="a damaged or other file", remedy=remedy)]
         schema, problems = meta.schema_arrow, []
@@ -105,17 +103,17 @@ class ImageParquet:
         return problems
 
     def _read(self, files: list[tuple[str, Path]]) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[Problem]]:
-        """Decode the rows of a part; what is returned beside problems is not whole."""
+        """Decode the rows of a part; beside problems, the arrays are empty."""
         images, labels, problems = [], [], []
         shape: tuple[int, int, int] | None = None
         for name, path in files:
             bad: list[Problem] = []
             for start, pictures, classes, missing in self._batches(name, path):
-                shape = shape or next((_shape(p) for p in pictures if not isinstance(p, str)), None)
+                shape = shape or next((shape_of(p) for p in pictures if not isinstance(p, str)), None)
                 expected = f"must be a picture{f' of {describe(shape)}' if shape else ''}"
                 batch = np.zeros((len(pictures), *(shape or (1, 1, 1))), dtype=np.uint8)
                 for row, picture in enumerate(pictures):
-                    reason = picture if isinstance(picture, str) else _place(picture, batch[row])
+                    reason = picture if isinstance(picture, str) else place(picture, batch[row])
                     if reason:
                         where = f"{name}:{self.image}, row {start + row}"
                         bad.append(Problem(path=where, expected=expected, got=reason))
@@ -125,7 +123,13 @@ class ImageParquet:
                 images.append(batch)
                 labels.append(classes)
             problems += _shorten(name, bad)
-        return (np.zeros(0, np.uint8) if problems else np.concatenate(images)), np.concatenate(labels), problems
+        if not labels:
+            problems.append(
+                Problem(path=files[0][0], expected="must hold rows", got="none", remedy="copy the file again")
+            )
+        if problems:
+            return np.empty(0, np.uint8), np.empty(0, np.int64), problems
+        return np.concatenate(images), np.concatenate(labels), []
 
     def _batches(self, name: str, path: Path) -> Iterator[Batch]:
         """Yield the rows of a file, decoded."""
@@ -139,12 +143,12 @@ class ImageParquet:
                 for rows in pq.ParquetFile(path).iter_batches(ROWS, columns=[self.image, self.label]):
                     encoded = [cell and cell["bytes"] for cell in rows.column(self.image).to_pylist()]
                     chunks = [encoded[at : at + CHUNK] for at in range(0, len(encoded), CHUNK)]
-                    pictures = [picture for chunk in pool.map(_pictures, chunks) for picture in chunk]
+                    pictures = [picture for chunk in pool.map(decode_all, chunks) for picture in chunk]
                     column = rows.column(self.label)
                     classes = column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
                     yield start, pictures, classes, column.is_null().to_numpy(zero_copy_only=False)
                     start += len(encoded)
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, ValueError) as error:
                 got = str(error).splitlines()[0]
                 problem = Problem(path=name, expected="must be readable", got=got, remedy="copy the file again")
                 raise DataError([problem]) from None
@@ -163,43 +167,6 @@ def _is_picture(kind: Any) -> bool:
         return False
     held = kind.field("bytes").type
     return bool(pa.types.is_binary(held) or pa.types.is_large_binary(held))
-
-
-def _pictures(encoded: list[bytes | None]) -> list[Picture | str]:
-    return [_picture(data) for data in encoded]
-
-
-def _picture(data: bytes | None) -> Picture | str:
-    """Decode one picture to (H, W) or (H, W, 3) uint8, or say what it is instead."""
-    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415
-
-    if not data:
-        return "no bytes"
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.mode in {"1", "L"}:
-                return np.asarray(image.convert("L"))
-            if image.mode in {"RGB", "P", "YCbCr"}:
-                return np.asarray(image.convert("RGB"))
-            return f"one of mode {image.mode}"
-    except UnidentifiedImageError:
-        return "bytes that are no picture"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return "a damaged one"
-
-
-def _shape(picture: Picture) -> tuple[int, int, int]:
-    """Return the (C, H, W) of a decoded picture."""
-    return 1 if picture.ndim == 2 else 3, picture.shape[0], picture.shape[1]
-
-
-def _place(picture: Picture, target: Picture) -> str:
-    """Copy a picture into its (C, H, W) place, gray into color if need be, or say why it does not fit."""
-    channels, height, width = _shape(picture)
-    if (height, width) != target.shape[1:] or channels > target.shape[0]:
-        return describe((channels, height, width))
-    target[:] = picture[None] if channels == 1 else picture.transpose(2, 0, 1)
-    return ""
 
 
 def _shorten(name: str, problems: list[Problem]) -> list[Problem]:

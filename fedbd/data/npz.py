@@ -11,13 +11,14 @@ from typing import Literal
 import numpy as np
 
 from fedbd.data.cache import cached
-from fedbd.data.checks import Arrays, check_values, to_dataset
+from fedbd.data.checks import Arrays, check_values, image_form_problems, label_form_problems, to_dataset
 from fedbd.data.files import locate
 from fedbd.errors import DataError, Problem
 from fedbd.types import Dataset
 
 Header = tuple[tuple[int, ...], np.dtype[np.generic]]
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError, RuntimeError)
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, RuntimeError)
+"""What zipfile and NumPy raise on damaged files (NotImplementedError and UnicodeDecodeError are among them)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +72,15 @@ class Npz:
     def _decode(self, path: Path) -> Arrays:
         """Read and check the file: first the arrays' headers, then the arrays."""
         try:
-            with zipfile.ZipFile(path) as archive:
-                headers, problems = self._headers(archive)
-                problems += self._form_problems(headers)
-                if problems:
-                    raise DataError(problems)
-                arrays = self._arrays(archive)
-        except zipfile.BadZipFile:
+            archive = zipfile.ZipFile(path)
+        except DAMAGE:
             raise DataError([_no_archive(self.file, path)]) from None
+        with archive:
+            headers, problems = self._headers(archive)
+            problems += self._form_problems(headers)
+            if problems:
+                raise DataError(problems)
+            arrays = self._arrays(archive)
         check_values(arrays, {part: f"{self.file}:{name}" for part, name in self._members().items()})
         return arrays
 
@@ -107,9 +109,9 @@ class Npz:
             shape, dtype = headers[part]
             where = f"{self.file}:{name}"
             if part.endswith("_images"):
-                problems += _image_problems(where, shape, dtype, self.layout)
+                problems += image_form_problems(where, shape, dtype, self.layout)
                 continue
-            problems += _label_problems(where, shape, dtype)
+            problems += label_form_problems(where, shape, dtype)
             images = headers.get(part.replace("_labels", "_images"))
             if images and shape and images[0] and shape[0] != images[0][0]:
                 expected = f"must hold one label per image, {images[0][0]}"
@@ -147,58 +149,17 @@ def _header(archive: zipfile.ZipFile, name: str) -> Header:
     return shape, dtype
 
 
-def _image_problems(where: str, shape: tuple[int, ...], dtype: np.dtype[np.generic], layout: str) -> list[Problem]:
-    problems = []
-    if dtype.hasobject:
-        problems.append(_pickled(where, "uint8"))
-    elif dtype != np.uint8:
-        scale = "images in [0, 1]: save np.rint(255 * x).astype(np.uint8)" if dtype.kind == "f" else "save it as uint8"
-        problems.append(Problem(path=where, expected="must be uint8", got=str(dtype), remedy=scale))
-    forms = "(N, H, W) or " + ("(N, H, W, C)" if layout == "nhwc" else "(N, C, H, W)")
-    if len(shape) not in {3, 4}:
-        problems.append(Problem(path=where, expected=f"must have shape {forms}", got=str(shape)))
-    elif 0 in shape:
-        problems.append(Problem(path=where, expected="must not be empty", got=f"shape {shape}"))
-    elif len(shape) == 4 and shape[3 if layout == "nhwc" else 1] not in {1, 3}:
-        other = "nchw" if layout == "nhwc" else "nhwc"
-        expected = f"must have shape {forms} with 1 or 3 channels"
-        remedy = f"set data.layout to {other} if the channels stand elsewhere"
-        problems.append(Problem(path=where, expected=expected, got=str(shape), remedy=remedy))
-    return problems
-
-
-def _label_problems(where: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> list[Problem]:
-    problems = []
-    if dtype.hasobject:
-        problems.append(_pickled(where, "integers"))
-    elif dtype.kind not in "iu":
-        problems.append(Problem(path=where, expected="must be integers", got=str(dtype)))
-    if len(shape) == 2 and shape[1] > 1:
-        remedy = "class numbers, not one-hot rows: save y.argmax(axis=1)"
-        problems.append(Problem(path=where, expected="must have shape (N,)", got=str(shape), remedy=remedy))
-    elif len(shape) != 1 and (len(shape) != 2 or shape[1] != 1):
-        problems.append(Problem(path=where, expected="must have shape (N,)", got=str(shape)))
-    elif shape[0] == 0:
-        problems.append(Problem(path=where, expected="must not be empty", got=f"shape {shape}"))
-    return problems
-
-
-def _pickled(where: str, wanted: str) -> Problem:
-    remedy = "fedbd opens no pickles: save a plain array"
-    return Problem(path=where, expected=f"must be {wanted}", got="Python objects", remedy=remedy)
-
-
 def _damaged(where: str, error: Exception) -> Problem:
     remedy = "the file is damaged: copy it again"
     return Problem(path=where, expected="must be readable", got=str(error) or type(error).__name__, remedy=remedy)
 
 
 def _no_archive(where: str, path: Path) -> Problem:
-    """Tell a file cut short from a file of another form."""
+    """Tell a damaged file from a file of another form."""
     with path.open("rb") as file:
         start = file.read(6)
     if start.startswith(b"PK"):
-        got, remedy = "one cut short", "copy the file again"
+        got, remedy = "a damaged one", "copy the file again"
     elif start.startswith(b"\x93NUMPY"):
         got, remedy = "a single .npy array", "save images and labels together with np.savez_compressed"
     else:

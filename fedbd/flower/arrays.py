@@ -1,4 +1,4 @@
-"""NumPy arrays in and out of Flower's ``Array`` without ``np.save``: same bytes, a tenth of the time, views where possible."""
+"""NumPy arrays in and out of Flower's ``Array`` without ``np.save``: same bytes, less time, views where possible."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ record's ``clients_saw`` says who.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -22,9 +22,23 @@ from fedbd.sums import Row
 DECRYPTORS = 2
 
 
-def decrypted(
-    grid: OrderedGrid, fold: Fold, round_: int, seed: int, timeout: float
-) -> tuple[dict[int, Row], tuple[int, ...], float, tuple[int, int]]:
+class Opened(NamedTuple):
+    """Sums in the clear.
+
+    Attributes:
+        totals: Bucket -> row on the grid.
+        asked: Clients that decrypted; nobody where updates came in the clear.
+        noise: The largest distance of a decrypted value from the grid, in value units; None in the clear.
+        sizes: Payload bytes up and down.
+    """
+
+    totals: dict[int, Row]
+    asked: tuple[int, ...]
+    noise: float | None
+    sizes: tuple[int, int]
+
+
+def decrypted(grid: OrderedGrid, fold: Fold, round_: int, seed: int, timeout: float) -> Opened:
     """Return the opened sums.
 
     Args:
@@ -33,10 +47,6 @@ def decrypted(
         round_: The round.
         seed: Draws who is asked.
         timeout: Seconds for the exchange.
-
-    Returns:
-        Bucket -> row on the grid; who decrypted; the largest distance of a decrypted value from the grid, in value
-        units; payload bytes up and down.
 
     Raises:
         SecureSumFailed: If a decryptor fails or the two disagree.
@@ -60,15 +70,15 @@ def decrypted(
             f"round {round_}: {len(answers)} of {DECRYPTORS} decryptors answered within {timeout:g} s"
         )
     _compare(answers, asked, round_)
-    noise = max(float(reply.content["noise"]["largest"]) for reply in replies)
+    noise = max(float(cast(float, reply.content["noise"]["largest"])) for reply in replies)
     sizes = (sum(payload_bytes(r.content) for r in replies), sum(payload_bytes(r.content) for r in requests))
-    return {int(bucket): row for bucket, row in answers[0].items()}, asked, noise, sizes
+    return Opened({int(bucket): row for bucket, row in answers[0].items()}, asked, noise, sizes)
 
 
 def _answer(reply: Message, round_: int, length: int) -> dict[str, Any]:
     if reply.has_error():
         raise SecureSumFailed(f"round {round_}: a decryptor failed: {reply.error.reason}")
-    rows = view_all(reply.content[CIPHERTEXT])
+    rows = view_all(reply.content.array_records[CIPHERTEXT])
     for bucket, row in rows.items():
         if row.shape != (length,) or row.dtype != np.int64:
             raise SecureSumFailed(

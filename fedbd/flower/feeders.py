@@ -83,8 +83,10 @@ class Feeder:
                 with self._lock:
                     self._current = None
                 task.future.set_result(outcome)
-        if self._worker is not None:
-            self._worker.stop()
+        with self._lock:
+            worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.stop()
 
     def _run(self, task: Task) -> Outcome:
         try:

@@ -81,7 +81,7 @@ class Fold:
         if client not in self.bucket or client in self.rejected or client in self.accepted:
             return
         if reply.has_error():
-            self.rejected[client] = reply.error.reason
+            self.rejected[client] = reply.error.reason or "failed without a reason"
             return
         self.bytes_up += payload_bytes(reply.content)
         try:
@@ -116,7 +116,7 @@ class Fold:
         return to_row(delta, self.weighing.weight(claimed), bits=self.bits)
 
     def _encrypted(self, client: int, reply: Message) -> None:
-        blob = view(reply.content[CIPHERTEXT]["row"]).tobytes()
+        blob = view(reply.content.array_records[CIPHERTEXT]["row"]).tobytes()
         bucket = self.bucket[client]
         self.totals[bucket] = self.evaluator.add(self.totals.get(bucket), blob)
         self.ciphertext_bytes += len(blob)

@@ -173,12 +173,12 @@ class LocalGrid(Grid):
             if left is not None and left <= 0:
                 break
             missing.difference_update(self._land(left))
-        self._drop(missing)
+        self._drop(message_id for message_id in ids if message_id in missing)
         return self._take(ids)
 
     def end_batch(self) -> None:
         """Give up all messages whose replies were not pulled; one that arrives later is dropped, as is its state."""
-        self._drop(set(self._flights))
+        self._drop(list(self._flights))
         self._replies.clear()
 
     def _take(self, message_ids: Iterable[str]) -> list[Message]:

@@ -1,8 +1,8 @@
 """The client's side of the protocol: a mod for any ClientApp.
 
-``protocol_mod`` answers the strategy's protocol messages without calling the app, and turns the app's full local weights
-into one ciphertext where the strategy asked for an encrypted sum. Keys stay with the key agent; what leaves the client
-then is one blob: no metrics and no ``num-examples`` in the clear.
+``protocol_mod`` answers the strategy's protocol messages without calling the app, and turns the app's full local
+weights into one ciphertext where the strategy asked for an encrypted sum. Keys stay with the key agent; what leaves the
+client then is one blob: no metrics and no ``num-examples`` in the clear.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from fedbd.crypto.agent_client import KeyAgent
 from fedbd.errors import ClientFailed, SecureSumFailed
-from fedbd.flower.arrays import pack_all, view, view_all
+from fedbd.flower.arrays import pack_all, view_all
 from fedbd.flower.observer import observe
 from fedbd.flower.proxies import PROTOCOL
 from fedbd.params import is_weight, join, layout_of
@@ -52,7 +52,7 @@ def protocol_mod(message: Message, context: Context, call_next: ClientAppCallabl
 
 
 def _answer(content: RecordDict, context: Context) -> RecordDict:
-    kind = content[PROTOCOL]["kind"]
+    kind = str(content[PROTOCOL]["kind"])
     if kind == "identity":
         identity: dict[str, Any] = {"kind": kind, "partition-id": int(context.node_config["partition-id"])}
         return RecordDict({PROTOCOL: ConfigRecord(identity)})
@@ -60,7 +60,9 @@ def _answer(content: RecordDict, context: Context) -> RecordDict:
         raise ClientFailed(f"unknown protocol message '{kind}'")
     agent = KeyAgent(_handle(context))
     try:
-        sums = {name: agent.decrypt(view(blob).tobytes()) for name, blob in content[CIPHERTEXT].items()}
+        sums = {
+            name: agent.decrypt(blob.tobytes()) for name, blob in view_all(content.array_records[CIPHERTEXT]).items()
+        }
     finally:
         agent.close()
     noise = max((error for _, error in sums.values()), default=0.0)

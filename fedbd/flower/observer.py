@@ -1,9 +1,9 @@
 """What the simulator sees beside the protocol: a client's own notes, written to files of the run.
 
-A client's training loss, its isolation precision or its encryption time are measurements of the simulation, not messages
-of the protocol: under encryption a server would never see them. Clients write them to the folder that the environment
-variable FEDBD_OBSERVER names; the recorder collects them. Without that variable nothing is written, and the record's
-fields are null. No strategy and no defense reads them.
+A client's training loss, its isolation precision or its encryption time are measurements of the simulation, not
+messages of the protocol: under encryption a server would never see them. Clients write them to the folder that the
+environment variable FEDBD_OBSERVER names; the recorder collects them. Without that variable nothing is written, and the
+record's fields are null. No strategy and no defense reads them.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -26,14 +27,14 @@ class _Proxy(Grid):
 
     def set_run(self, run: object) -> None:
         """See ``Grid``."""
-        self.inner.set_run(run)  # type: ignore[arg-type]
+        self.inner.set_run(cast(Any, run))
 
     @property
-    def run(self) -> object:  # type: ignore[override]
+    def run(self) -> Any:
         """See ``Grid``."""
         return self.inner.run
 
-    def create_message(  # type: ignore[override]
+    def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
         """See ``Grid``."""
@@ -120,7 +121,7 @@ class OrderedGrid(_Proxy):
         for reply in replies:
             if reply.has_error():
                 raise RunFailed(f"a node did not tell its partition: {reply.error.reason}")
-            pairs.append((int(reply.content[PROTOCOL]["partition-id"]), reply.metadata.src_node_id))
+            pairs.append((int(cast(int, reply.content[PROTOCOL]["partition-id"])), reply.metadata.src_node_id))
         if len(pairs) != len(ids):
             raise RunFailed(f"only {len(pairs)} of {len(ids)} nodes told their partition within {self.patience:g} s")
         return pairs

@@ -31,7 +31,6 @@ from fedbd.flower.command_line import Scalar, base_environment, inline_config, t
 from fedbd.flower.processes import ProcessGroup
 from fedbd.flower.superlink import Ended, FlowerRun, Folders, Status
 
-
 _Environment = dict[str, str]
 
 

@@ -1,9 +1,9 @@
 """DefendedStrategy: wraps a Flower strategy, and is one.
 
 Clients send full local weights, as Flower's do. The strategy draws the cohort, folds the replies into exact sums
-(encrypted ones by a key-less evaluator), asks key-holding clients for decryption, applies the aggregation rule, and hands
-the inner strategy one synthetic reply: the global weights plus ``server_rate`` times the aggregate. What happens after
-that (cleanup, detection, evaluation, the record) is the ``after_round`` hook's.
+(encrypted ones by a key-less evaluator), asks key-holding clients for decryption, applies the aggregation rule, and
+hands the inner strategy one synthetic reply: the global weights plus ``server_rate`` times the aggregate. What happens
+after that (cleanup, detection, evaluation, the record) is the ``after_round`` hook's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fedbd.crypto.ckks import Evaluator
 from fedbd.crypto.grid import GRID_BITS
 from fedbd.errors import ClientFailed, Problem, RunFailed, UserError
 from fedbd.flower.arrays import pack_all, payload_bytes, view_all
-from fedbd.flower.decryption import decrypted
+from fedbd.flower.decryption import Opened, decrypted
 from fedbd.flower.folding import Fold, Weighing
 from fedbd.flower.mods import SECURE
 from fedbd.flower.proxies import CohortGrid, OrderedGrid
@@ -237,10 +237,7 @@ class DefendedStrategy(Strategy):
             now.fold.add(now.grid.partition(reply.metadata.src_node_id), reply)
         self._check(now)
         trained = time.perf_counter()
-        if self.secure_sum is None:
-            totals, asked, noise, extra = dict(sorted(now.fold.totals.items())), (), None, (0, 0)
-        else:
-            totals, asked, noise, extra = decrypted(now.grid, now.fold, server_round, self.seed, self.timeout)
+        totals, asked, noise, extra = self._opened(now)
         opened = time.perf_counter()
         delta, accepted, rejected, notes = self._aggregate(now, totals)
         arrays = self._step(server_round, now, delta)
@@ -272,6 +269,11 @@ class DefendedStrategy(Strategy):
         if replaced is not None:
             arrays = self._arrays(now, replaced)
         return arrays, MetricRecord({"accepted": len(accepted)})
+
+    def _opened(self, now: _Round) -> Opened:
+        if self.secure_sum is not None:
+            return decrypted(now.grid, now.fold, now.number, self.seed, self.timeout)
+        return Opened(dict(sorted(now.fold.totals.items())), (), None, (0, 0))
 
     def _check(self, now: _Round) -> None:
         fold = now.fold

@@ -96,8 +96,10 @@ class FlowerRun:
             if status == "finished:completed":
                 return
             if status.startswith("finished:"):
-                said = f"{status} {run.get('status-details', '')}".strip()
-                raise Ended("failed", last_error(self._log("run")) or f"{said}; {last_words(self._log('run'))}")
+                said = " ".join(filter(None, [status, str(run.get("status-details", ""))]))
+                if "heartbeat" in said:
+                    said += " (its process died: out of memory?)"
+                raise Ended("failed", last_error(self._log("run")) or f"{said}; last: {last_words(self._log('run'))}")
             resume = time.monotonic() + 2.0
             while time.monotonic() < resume:  # the log's stream broke off, the run goes on
                 self._tick()

@@ -25,7 +25,16 @@ from fedbd.flower.worker_main import serve
 ONE_THREAD = {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
 """The same as environment variables, which torch's and NumPy's libraries read once, when they are loaded."""
 
-_PRELOAD = ["torch", "flwr.app", "flwr.clientapp", "fedbd.flower.worker_main", "fedbd.flower.worker_loop"]
+# The fork server imports these once for all workers. torch imports its compiler with the first optimizer that is made,
+# compiled or not, which would cost each worker two seconds. A name that is not there is passed over.
+_PRELOAD = [
+    "torch",
+    "torch._dynamo",
+    "flwr.app",
+    "flwr.clientapp",
+    "fedbd.flower.worker_main",
+    "fedbd.flower.worker_loop",
+]
 _LEAVE_SECONDS = 5.0
 _starting = threading.Lock()
 
@@ -111,6 +120,8 @@ class WorkerProcess:
         """Kill the process if it still runs, and free what belongs to it."""
         self._process.kill()
         self._process.join(_LEAVE_SECONDS)
+        with contextlib.suppress(ValueError):  # it is stuck in the kernel: not even SIGKILL has ended it yet
+            self._process.close()
         self._pipe.close()
         if self._reply_file is not None:
             os.close(self._reply_file)
@@ -160,7 +171,8 @@ def _start_conditions(*, hide_main: bool) -> Iterator[None]:
     multiprocessing would run the driver's script again in each worker: slow, and a script without a guard would start
     workers in turn.
     """
-    conditions = {**ONE_THREAD, "PYTHONSAFEPATH": "1"}
+    # The last one: should anything imported there ask torch for GPUs, its forks could still use them.
+    conditions = {**ONE_THREAD, "PYTHONSAFEPATH": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     before = {name: os.environ.get(name) for name in conditions}
     main = sys.modules["__main__"]
     os.environ.update(conditions)

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from fedbd.errors import CheckpointError, Problem
 
+PYTORCH = (b"PK", b"\x80")
+"""How PyTorch's files begin: an archive since 1.6, a pickle (of which only tensors are opened) before."""
+
 
 def load_checkpoint(model: nn.Module, path: Path) -> None:
     """Fill a model with a checkpoint's weights, in place; nothing is changed if the checkpoint does not fit.
@@ -63,27 +66,37 @@ def save_safetensors(model: nn.Module, path: Path) -> None:
 def _read(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint file."""
     where = str(path)
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-        if _is_safetensors(start, path.stat().st_size):
+    if not path.is_file():
+        raise CheckpointError([Problem(path=where, expected="must be a file", got="nothing of that name")])
+    with path.open("rb") as file:
+        start = file.read(9)
+    if _is_safetensors(start, path.stat().st_size):
+        try:
             return dict(safetensors.torch.load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError([Problem(path=where, expected="must be a file", got="nothing of that name")]) from None
-    except pickle.UnpicklingError:
-        remedy = "save its state_dict alone, with safetensors or torch.save"
-        got = "a file that holds other Python objects, or a damaged one"
-        raise CheckpointError([_other_form(where, got, remedy)]) from None
-    except (OSError, RuntimeError, EOFError, ValueError, SafetensorError):
-        raise CheckpointError([_other_form(where, "a damaged or other file", "")]) from None
+        except SafetensorError:
+            raise CheckpointError([_other_form(where, "a damaged or other file")]) from None
+    if not start.startswith(PYTORCH):
+        raise CheckpointError([_other_form(where, "a damaged or other file")])
+    content = _load_pytorch(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(state, Mapping) or not all(isinstance(entry, Tensor) for entry in state.values()):
         raise CheckpointError([_other_form(where, _describe(state), "save model.state_dict()")])
     return {str(name): entry for name, entry in state.items()}
 
 
-def _other_form(where: str, got: str, remedy: str) -> Problem:
+def _load_pytorch(path: Path) -> Any:
+    """Return what ``torch.save`` wrote, if it is tensors and plain containers."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        remedy = "save its state_dict alone, with safetensors or torch.save"
+        got = "a file that holds other Python objects, or a damaged one"
+        raise CheckpointError([_other_form(str(path), got, remedy)]) from None
+    except Exception:  # damage makes the unpickler trip in many ways: KeyError, IndexError, AssertionError, ...
+        raise CheckpointError([_other_form(str(path), "a damaged or other file")]) from None
+
+
+def _other_form(where: str, got: str, remedy: str = "") -> Problem:
     expected = "must be a safetensors file or a PyTorch state dict, alone or under 'state_dict'"
     return Problem(path=where, expected=expected, got=got, remedy=remedy)
 
@@ -103,7 +116,7 @@ def _describe(state: Any) -> str:
 def _mismatches(own: Mapping[str, Tensor], entries: Mapping[str, Tensor], where: str) -> list[Problem]:
     """Return one problem per entry that does not fit."""
     missing = [name for name in own if name not in entries]
-    problems = [Problem(path=f"{where}:{name}", expected="is missing", remedy="") for name in missing]
+    problems = [Problem(path=f"{where}:{name}", expected="is missing") for name in missing]
     for name, entry in entries.items():
         at = f"{where}:{name}"
         if name not in own:

@@ -1,1 +1,1 @@
-"""."""
+"""Rules that turn a cohort into one update."""

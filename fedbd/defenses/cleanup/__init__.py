@@ -1,1 +1,1 @@
-"""."""
+"""Repairs of a model after aggregation."""

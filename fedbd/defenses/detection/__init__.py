@@ -1,1 +1,1 @@
-"""."""
+"""Scores of samples: higher is more suspicious."""

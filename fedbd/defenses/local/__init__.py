@@ -1,1 +1,1 @@
-"""."""
+"""Defenses that replace a client's plain local training."""

@@ -1,0 +1,99 @@
+"""Unlearning of clean data by gradient ascent: what a backdoored model keeps is its backdoor.
+
+Y. Li, X. Lyu, X. Ma, N. Koren, L. Lyu, B. Li, Y. Jiang, "Reconstructive Neuron Pruning for Backdoor Defense", ICML 2023,
+https://arxiv.org/abs/2305.14876, section 3.2; code https://github.com/bboylyg/RNP.
+
+Differs from the paper: the stop is the code's (running accuracy of an epoch in train mode, 0.20 by default; the paper
+goes to chance). The code clips gradients before it computes them, which does nothing; here nothing is clipped.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every PyTorch user reads
+from torch import nn
+
+from fedbd.metrics import predict
+from fedbd.training import TrainingPlan, crop_flip, memory_format_of, sgd
+from fedbd.types import Samples
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """The outcome of an unlearning.
+
+    Attributes:
+        model: The copy that was trained, in eval mode.
+        reached: Whether the accuracy fell to the stop; only then is ``model`` of use.
+        accuracy: Running accuracy of each epoch, fractions of 1.
+        reason: Why the stop was not reached; empty where it was.
+    """
+
+    model: nn.Module
+    reached: bool
+    accuracy: tuple[float, ...]
+    reason: str = ""
+
+    def as_notes(self) -> dict[str, Any]:
+        """Return plain values for the record."""
+        return {"reached": self.reached, "epochs": len(self.accuracy), "accuracy": list(self.accuracy)}
+
+
+def unlearn(model: nn.Module, data: Samples, plan: TrainingPlan, stop: float, rng: torch.Generator) -> Unlearned:
+    """Maximize the cross-entropy of clean data until the model gets few of them right.
+
+    Args:
+        model: Left untouched.
+        data: Clean samples.
+        plan: Most epochs, rates, batches and augmentation.
+        stop: Training ends after the first epoch whose running accuracy (each batch judged in train mode before its step)
+            is at most this. Ascent passes chance on its way to 0, so that values below 1 / classes are reached, too.
+        rng: Draws orders and augmentation.
+    """
+    trained = copy.deepcopy(model).train()
+    optimizer = sgd(trained, plan)
+    layout = memory_format_of(trained)
+    accuracy: list[float] = []
+    for epoch in range(plan.epochs):
+        for group in optimizer.param_groups:
+            group["lr"] = plan.rate(epoch)
+        right, finite = 0, True
+        for index in torch.randperm(len(data), generator=rng).split(plan.batch_size):
+            x, y = data.batch(index)
+            x = crop_flip(x, rng) if plan.augment == "crop_flip" else x
+            optimizer.zero_grad(set_to_none=True)
+            out = trained(x.contiguous(memory_format=layout))
+            loss = F.cross_entropy(out, y)
+            (-loss).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            right += int((out.argmax(1) == y).sum())
+            finite = finite and bool(torch.isfinite(loss))
+        accuracy.append(right / len(data))
+        # The argmax of NaN is class 0: a diverged model would pass for one that unlearned.
+        if not finite or not _is_finite(trained):
+            return Unlearned(trained.eval(), False, tuple(accuracy), "the ascent diverged: lower unlearn_lr")
+        if accuracy[-1] <= stop:
+            return Unlearned(trained.eval(), True, tuple(accuracy))
+    reason = (
+        f"accuracy on the trusted set is {accuracy[-1]:.3f} after {plan.epochs} epochs of unlearning and was to fall to "
+        f"{stop:g}: raise unlearn_epochs, unlearn_lr or unlearn_stop, or give it more trusted data (steps per epoch)"
+    )
+    return Unlearned(trained.eval(), False, tuple(accuracy), reason)
+
+
+def _is_finite(model: nn.Module) -> bool:
+    return all(bool(torch.isfinite(entry).all()) for entry in model.state_dict().values() if entry.is_floating_point())
+
+
+def modal_prediction(model: nn.Module, data: Samples) -> tuple[int, float]:
+    """Return the class that a model predicts most often, ties to the lowest, and its share of the predictions.
+
+    On clean data the unlearned model of a backdoored one predicts the target label nearly always.
+    """
+    counts = np.bincount(predict(model, data))
+    return int(counts.argmax()), float(counts.max() / counts.sum())

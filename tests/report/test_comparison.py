@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fedbd.errors import DataError, UserError
+from fedbd.record import RunFolder, round_record
+from fedbd.report.arms import bootstrap_interval, measures_of, seen_text
+from fedbd.report.comparison import (
+    compare,
+    comparison_rows,
+    load_run,
+    notes,
+    render_comparison,
+    write_comparison,
+)
+from fedbd.report.run_view import RunView, is_oracle
+from fedbd.summary import summarize
+
+
+def run(arm: str, seed: int, success: float, clean: float = 0.9, *, collapsed=False, done=3, **more) -> RunView:
+    lines = [
+        round_record(
+            round=n,
+            attackers=[0],
+            clean_accuracy=clean,
+            attack_success=success,
+            attack_success_floor=0.01,
+            robust_accuracy=0.2,
+            collapsed=collapsed,
+            seconds={"total": 1.5},
+            server_saw={"kind": "bucket", "clients_per_sum": [5, 5, 6], "honest_per_sum_min": 3},
+            **more,
+        )
+        for n in range(done + 1)
+    ]
+    summary = summarize(lines, (1, 3), 3)
+    return RunView(arm=arm, seed=seed, scenario={}, rounds=lines, summary=summary, finished=done == 3)
+
+
+def cleanup(mode: str, success: float, collapsed: bool = False) -> dict:
+    after = {"clean_accuracy": 0.8, "attack_success": success, "collapsed": collapsed}
+    return {"rnp": {"mode": mode, "acted": True, "after": after}}
+
+
+def shown(arms, width: int = 400) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    render_comparison(console, arms)
+    return console.file.getvalue()
+
+
+def test_differences_are_paired_by_seed():
+    base = [run("none", s, 0.5 + 0.1 * s) for s in range(3)]
+    arms = compare([*base, *(run("krum", s, 0.1 * s) for s in (3, 2, 1))])
+    found = arms[1].statistics["attack_success"]
+    assert found.values == pytest.approx({1: 0.1, 2: 0.2, 3: 0.3})
+    assert found.difference == pytest.approx(-0.5)  # seeds 1 and 2, each 0.5 lower
+    assert found.interval == pytest.approx((-0.5, -0.5))
+    assert (arms[0].statistics["attack_success"].difference, arms[1].seeds) == (None, (1, 2, 3))
+    assert found.mean == pytest.approx(0.2)
+    assert found.sd == pytest.approx(np.std([0.1, 0.2, 0.3], ddof=1))
+
+
+def test_one_pair_has_no_interval_and_no_pair_no_difference():
+    arms = compare([run("a", 0, 0.5), run("b", 0, 0.2), run("c", 1, 0.2)])
+    assert arms[1].statistics["attack_success"].difference == pytest.approx(-0.3)
+    assert arms[1].statistics["attack_success"].interval is None
+    assert arms[2].statistics["attack_success"].difference is None
+
+
+def test_bootstrap_interval_covers_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(100):
+        low, high = bootstrap_interval(rng.normal(1.0, 1.0, 40))
+        inside += low <= 1.0 <= high
+    assert 88 <= inside <= 99
+    # the exact bootstrap distribution of two values: a, b, and their mean with probability 1/4, 1/4, 1/2
+    assert bootstrap_interval(np.array([0.0, 1.0])) == (0.0, 1.0)
+    assert bootstrap_interval(np.array([1.0])) is None
+    values = rng.normal(size=9)
+    assert bootstrap_interval(values, 1) == bootstrap_interval(values, 1)
+
+
+def test_a_collapsed_run_is_nobodys_success():
+    low, high = run("x", 0, 0.0, 0.1, collapsed=True), run("y", 0, 1.0, 0.1, collapsed=True)
+    arms = compare([low, high])
+    assert arms[0].collapsed == (0,)
+    for arm in arms:
+        for name in ("attack_success", "net_attack_success", "robust_accuracy"):
+            assert arm.statistics[name].mean is None
+        assert arm.statistics["clean_accuracy"].mean == pytest.approx(0.1)
+    text = shown(arms)
+    assert "collapsed" in text
+    assert "100.0" not in text
+    assert " 0.0" not in text
+
+
+def test_the_other_seeds_of_an_arm_with_a_collapsed_run_are_counted():
+    arms = compare([run("x", 0, 0.0, 0.1, collapsed=True), run("x", 1, 0.3), run("x", 2, 0.3)])
+    assert arms[0].statistics["attack_success"].n == 2
+    text = shown(arms)
+    assert "30.0 (of 2)" in text
+    assert "1 collapsed" in text
+
+
+def test_a_cleanup_that_destroys_the_model_has_no_attack_success():
+    view = run("x", 0, 0.9, cleanup=cleanup("if_stopped_now", 0.0, collapsed=True))
+    assert measures_of(view)["cleanup.rnp.if_stopped_now.attack_success"] is None
+    assert measures_of(view)["cleanup.rnp.if_stopped_now.clean_accuracy"] == pytest.approx(0.8)
+    assert "rnp 80.0 / collapsed" in shown(compare([view]))
+
+
+def test_the_two_kinds_of_cleanup_are_apart():
+    arms = compare(
+        [run("x", 0, 0.9, cleanup=cleanup("in_loop", 0.03)), run("y", 0, 0.9, cleanup=cleanup("if_stopped_now", 0.04))]
+    )
+    x, y = ({k for k in arm.statistics if k.startswith("cleanup")} for arm in arms)
+    assert x == {"cleanup.rnp.in_loop.clean_accuracy", "cleanup.rnp.in_loop.attack_success"}
+    assert not x & y
+    lines = shown(arms).splitlines()
+    head = next(line for line in lines if "if stopped now" in line)
+    in_loop, stopped = (next(line for line in lines if text in line) for text in ("80.0 / 3.0", "80.0 / 4.0"))
+    assert in_loop.index("rnp") == head.index("in the loop")
+    assert stopped.index("rnp") == head.index("if stopped now")
+
+
+def test_marks_and_notes():
+    single = run("none", 0, 0.9)
+    oracle = RunView(**{**vars(run("filter", 0, 0.0)), "oracle": True})
+    text = shown(compare([single, oracle, run("half", 0, 0.5, done=2)]))
+    assert "filter †" in text
+    assert "1 seed " in text
+    assert "1 unfinished" in text
+    assert "0 seeds" in text
+    assert "Fewer than 5 seeds" in text
+    assert "no defender has" in text
+    assert "bucket" in text
+    five = [run("none", s, 0.9) for s in range(5)]
+    assert "5 seeds" in shown(compare(five))
+    assert not any("Fewer" in note or "†" in note for note in notes(compare(five)))
+
+
+@pytest.mark.parametrize("width", [80, 120, 300])
+def test_numbers_are_whole_at_any_width(width):
+    runs = [run("a" * 50, s, 0.1234 + s / 100, cleanup=cleanup("in_loop", 0.5)) for s in range(3)] + [
+        run("b", s, 0.0234) for s in range(3)
+    ]
+    text = shown(compare(runs), width)
+    assert "…" not in text
+    assert "[-12.0, -10.0]" in text
+    assert max(map(len, text.splitlines())) <= max(width, 110)
+
+
+def test_two_runs_of_one_seed_are_refused():
+    with pytest.raises(UserError, match="one run per seed"):
+        compare([run("a", 1, 0.5), run("a", 1, 0.6)])
+
+
+def test_rows_are_flat_equal_and_strict(tmp_path):
+    detection = {"strip": {"auc": 0.75}}
+    arms = compare([run("a", 0, 0.5), run("a", 1, 0.7), run("b", 0, 0.2, detection=detection)])
+    rows = comparison_rows(arms)
+    assert set(rows[0]) == set(rows[1])
+    assert rows[0]["attack_success_mean"] == pytest.approx(0.6)
+    assert (rows[0]["attack_success_min"], rows[0]["attack_success_max"]) == pytest.approx((0.5, 0.7))
+    assert (rows[0]["detection.strip.auc_mean"], rows[0]["detection.strip.auc_n"]) == (None, 0)
+    assert rows[1]["detection.strip.auc_mean"] == 0.75
+    assert rows[1]["attack_success_difference"] == pytest.approx(-0.3)
+    write_comparison(tmp_path / "c.json", arms)
+    assert json.loads((tmp_path / "c.json").read_text()) == rows
+    write_comparison(tmp_path / "c.csv", arms)
+    with open(tmp_path / "c.csv", newline="") as file:
+        read = list(csv.DictReader(file))
+    assert [row["arm"] for row in read] == ["a", "b"]
+    assert (float(read[0]["attack_success_mean"]), read[0]["detection.strip.auc_mean"]) == (pytest.approx(0.6), "")
+
+
+def test_what_the_server_saw_in_words():
+    assert (
+        seen_text({"kind": "bucket", "clients_per_sum": [5, 6], "honest_per_sum_min": 3})
+        == "bucket, 5..6 per sum, >= 3 honest"
+    )
+    assert seen_text({"kind": "sum", "clients_per_sum": [20]}) == "sum, 20 per sum"
+    assert seen_text(None) == "-"
+
+
+def test_a_run_is_read_from_its_folder(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.write_scenario("name: krum\nseed: 4\nrounds: 3\naggregation: {name: krum, oracle: true}\n")
+    for line in run("x", 0, 0.5).rounds[:3]:
+        folder.append_round(line)
+    early = load_run(folder.path)
+    assert (early.arm, early.seed, early.oracle, early.finished) == ("krum", 4, True, False)
+    assert early.summary["attack_window"] == [0, 2]  # guessed from who attacked
+    folder.append_round(run("x", 0, 0.5).rounds[3])
+    folder.write_summary({"status": "finished", "attack_window": [2, 3], "seed": 4})
+    view = load_run(folder.path, arm="mine")
+    assert (view.arm, view.finished, view.summary["attack_window"]) == ("mine", True, [2, 3])
+    assert view.summary["status"] == "finished"
+    assert view.summary["attack_success"] == pytest.approx(0.5)
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"scenario\.yaml"):
+        load_run(tmp_path)
+
+
+def test_oracles_are_found_wherever_they_stand():
+    assert is_oracle({"cleanup": [{"name": "rnp"}, {"name": "nad", "oracle": True}]})
+    assert is_oracle({"aggregation": {"name": "oracle_filter"}})
+    assert not is_oracle({"aggregation": {"name": "krum", "oracle": False}, "cleanup": []})
+    assert not is_oracle({"name": "oracle study", "rounds": 3, "aggregation": {"name": "krum"}})

@@ -77,6 +77,14 @@ def roles_in(scenario: Scenario, round_: int, clients: tuple[int, ...]) -> Mappi
     return {client: role_of(assigned.get(client), round_) for client in clients}
 
 
+def expected_images(scenario: Scenario, client: int, samples: int, round_: int) -> int:
+    """Return how many images a client trains on in a round: what an engine schedules by, and no message shows."""
+    attack = assignment(scenario).get(client)
+    attacks = attack is not None and role_of(attack, round_) is Role.ATTACKER
+    plan = attack.training if attacks and attack is not None and attack.training is not None else scenario.training
+    return plan.epochs * samples
+
+
 def attack_window(scenario: Scenario) -> tuple[int, int] | None:
     """Return first and last attacked round of the run over all enabled attacks, or None for none."""
     windows = [

@@ -17,6 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedbd.errors import FedBDError
 from fedbd.flower.arrays import pack_all, view_all
 from fedbd.flower.folding import Weighing
+from fedbd.flower.local_grid import LocalGrid
 from fedbd.flower.mods import checksum
 from fedbd.flower.observer import collect
 from fedbd.flower.proxies import OrderedGrid
@@ -27,7 +28,7 @@ from fedbd.params import assign, flatten, join
 from fedbd.prepared import Prepared, prepared_from_json
 from fedbd.record import FINISHED, RunFolder, read_rounds
 from fedbd.report.trigger_picture import draw_triggers
-from fedbd.roles import attack_window, draw_cohort
+from fedbd.roles import attack_window, draw_cohort, expected_images
 from fedbd.run_text import message_text, scenario_text
 from fedbd.scenario import Scenario, fingerprint, from_dict, load_scenario
 from fedbd.summary import summarize
@@ -99,6 +100,9 @@ def _train(grid: Grid, scenario: Scenario, prepared: Prepared, rounds: Rounds, f
     rounds.start(weights)
     strategy = defended(scenario, prepared, rounds)
     ordered = OrderedGrid(grid, scenario.partition.clients)
+    if isinstance(grid, LocalGrid):
+        sizes = [len(part) for part in prepared.federation.partitions]
+        ordered.cost = lambda client: expected_images(scenario, client, sizes[client], len(rounds.lines))
     state = {name: entry.numpy() for name, entry in model.state_dict().items()}
     result = strategy.start(
         ordered,

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ Batch = tuple[int, list[Picture | str], NDArray[np.int64], NDArray[np.bool_]]
 """Number of the first row, pictures or what stands in their place, labels, which labels are null."""
 ROWS = 4096
 CHUNK = 128
+MOST_THREADS = 8
 LISTED = 3
 """Bad rows that a message names one by one."""
 
@@ -56,7 +58,8 @@ class ImageParquet:
         test, others = locate(self.test, root)
         if problems or others:
             raise DataError(problems + others)
-        fields = {"image": self.image, "label": self.label, "train_files": len(train)}
+        # Pillow's version counts: what a JPEG decodes to is up to the library that it brings.
+        fields = {"image": self.image, "label": self.label, "train_files": len(train), "pillow": version("pillow")}
         return to_dataset(cached("image_parquet", fields, train + test, lambda: self._decode(train, test)))
 
     def _decode(self, train: list[Path], test: list[Path]) -> Arrays:
@@ -138,7 +141,7 @@ class ImageParquet:
 
         start = 0
         # Pillow lets go of the interpreter while it decodes, which pays for larger pictures.
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
             try:
                 for rows in pq.ParquetFile(path).iter_batches(ROWS, columns=[self.image, self.label]):
                     encoded = [cell and cell["bytes"] for cell in rows.column(self.image).to_pylist()]
@@ -149,7 +152,7 @@ class ImageParquet:
                     yield start, pictures, classes, column.is_null().to_numpy(zero_copy_only=False)
                     start += len(encoded)
             except (pa.ArrowException, OSError, ValueError) as error:
-                got = str(error).splitlines()[0]
+                got = (str(error) or type(error).__name__).splitlines()[0]
                 problem = Problem(path=name, expected="must be readable", got=got, remedy="copy the file again")
                 raise DataError([problem]) from None
 

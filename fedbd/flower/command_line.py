@@ -166,9 +166,12 @@ def last_error(log: str) -> str:
 
 
 def last_words(log: str) -> str:
-    """Return the last three lines of a log, without colors, frames and empty lines."""
-    words = [line.strip(" │╭╮╰╯─\t") for line in _COLOR.sub("", log).splitlines()]
-    return "\n".join([word for word in words if word][-3:])
+    """Return the last three lines of a log without colors, or the whole box that the command line drew around an error."""
+    lines = _COLOR.sub("", log).rstrip().splitlines()
+    top = max((number for number, line in enumerate(lines) if line.startswith("╭─ Error")), default=None)
+    if top is not None and lines[-1].startswith("╰"):
+        return " ".join(line.strip(" │") for line in lines[top + 1 : -1])
+    return "\n".join([line for line in lines if line.strip()][-3:])
 
 
 def _exception(lines: Sequence[str]) -> tuple[str, str]:

@@ -56,6 +56,7 @@ class Feeder:
         self._lock = threading.Lock()
         self._worker: WorkerProcess | None = None
         self._current: Future[Outcome] | None = None
+        self._given_up = False
         self.started: Future[None] = Future()
         # A daemon: the interpreter waits for other threads before it calls the hook that closes the pool.
         self.thread = threading.Thread(target=self._feed, daemon=True, name="fedbd-feeder")
@@ -65,8 +66,10 @@ class Feeder:
         """Kill the worker if it is at that task; without one, if it does anything but wait for the next."""
         with self._lock:
             busy = self._current is not None or not self.started.done()
-            if self._worker is not None and busy and future in (None, self._current):
-                self._worker.kill()
+            if busy and future in (None, self._current):
+                self._given_up = True  # seen by a worker's start, should there be none at this moment
+                if self._worker is not None:
+                    self._worker.kill()
 
     def _feed(self) -> None:
         try:
@@ -76,13 +79,14 @@ class Feeder:
             self._discard()
             self.started.set_exception(error)
         while (task := self._desk.tasks.get()) is not None:
-            if task.future.set_running_or_notify_cancel():
-                with self._lock:
-                    self._current = task.future
-                outcome = self._run(task)
-                with self._lock:
-                    self._current = None
-                task.future.set_result(outcome)
+            with self._lock:  # from here on the task cannot be cancelled, but ``kill`` finds it
+                if not task.future.set_running_or_notify_cancel():
+                    continue
+                self._current, self._given_up = task.future, False
+            outcome = self._run(task)
+            with self._lock:
+                self._current = None
+            task.future.set_result(outcome)
         with self._lock:
             worker, self._worker = self._worker, None
         if worker is not None:
@@ -100,8 +104,8 @@ class Feeder:
 
     def _ready_worker(self) -> WorkerProcess:
         with self._lock:
-            if self._desk.closed.is_set():
-                raise WorkerFailed(ErrorCode.CLIENT_APP_CRASHED, "the executor was closed")
+            if self._desk.closed.is_set() or self._given_up:
+                raise WorkerFailed(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, "the message was given up")
             if self._worker is not None:
                 return self._worker
             self._worker = worker = WorkerProcess(self._desk.factory, self._environment)

@@ -65,6 +65,10 @@ class OrderedGrid(_Proxy):
         clients: How many partitions there are; None: as many nodes as are there at first sight.
         patience: Seconds to wait until all of them are registered.
         pause: Seconds between two looks for replies.
+
+    Attributes:
+        on_reply: Called with (partition, reply) as each reply arrives; returns what to keep of it.
+        cost: Partition -> expected work in any unit; messages are sent in falling order of it. None: as they come.
     """
 
     def __init__(self, inner: Grid, clients: int | None, *, patience: float = 120.0, pause: float = 0.02) -> None:
@@ -73,6 +77,7 @@ class OrderedGrid(_Proxy):
         self.patience = patience
         self.pause = pause
         self.on_reply: Callable[[int, Message], Message] | None = None
+        self.cost: Callable[[int], float] | None = None
         self._node_of: dict[int, int] = {}
         self._partition_of: dict[int, int] = {}
 
@@ -134,6 +139,9 @@ class OrderedGrid(_Proxy):
         self.nodes()
         deadline = None if timeout is None else time.monotonic() + timeout
         batch = list(messages)
+        if self.cost is not None:  # longest first: no worker idles while the last one works through a long job
+            cost = self.cost
+            batch.sort(key=lambda message: -cost(self._partition_of[message.metadata.dst_node_id]))
         waiting = set(self.inner.push_messages(batch))
         replies: list[tuple[int, Message]] = []
         while waiting:

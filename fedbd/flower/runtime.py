@@ -22,10 +22,11 @@ import shutil
 import socket
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fedbd.flower.command_line import Scalar, base_environment, inline_config, toml_config
 from fedbd.flower.processes import ProcessGroup
@@ -94,13 +95,16 @@ def run_app(
         The outcome; a run that fails is reported there, not raised.
 
     Raises:
-        ValueError: An argument makes no sense.
+        ValueError: An argument makes no sense; a key of ``run_config`` is not the app's.
+        KeyError: ``app_dir`` is not a Flower app.
         OSError: Folders or processes could not be made (`processes.ProcessError`: not on Linux).
     """
     if clients < 1 or client_cpus < 1 or client_gpus < 0 or (workers is not None and workers < 1):
         raise ValueError("clients, client_cpus and workers are at least 1, client_gpus at least 0")
     if mode == "ray" and node_config is not None:
         raise ValueError("node_config: Flower's simulation runtime gives nodes partition-id and num-partitions only")
+    if unknown := set(run_config) - set(_app_config(app_dir)):
+        raise ValueError(f"run_config: the app has no {', '.join(sorted(unknown))} in [tool.flwr.app.config]")
     nodes: list[str] = []
     options: list[str] = []
     if mode == "ray":
@@ -144,6 +148,19 @@ def _outcome(
     ends = [*list(times.values())[1:], time.monotonic()]
     seconds = {name: end - times[name] for name, end in zip(times, ends, strict=True)}
     return RunOutcome(status, reason, run.folders.logs, seconds)
+
+
+def _app_config(app_dir: Path) -> dict[str, Scalar]:
+    """Return an app's run configuration as Flower reads it: the keys of nested tables are joined by dots."""
+
+    def flat(table: Mapping[str, Any], prefix: str) -> dict[str, Scalar]:
+        items: dict[str, Scalar] = {}
+        for key, value in table.items():
+            items |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        return items
+
+    with (app_dir / "pyproject.toml").open("rb") as file:
+        return flat(tomllib.load(file)["tool"]["flwr"]["app"].get("config", {}), "")
 
 
 @contextlib.contextmanager

@@ -124,8 +124,8 @@ class Parcel:
 class Outbox:
     """The driver's big byte strings on their way to workers: the same object is written once, however often it is sent.
 
-    What was used longest ago is closed when there is too much; that is safe at any time, for a worker that has received
-    a file has it open itself.
+    The oldest files that a request does not need are closed when there is too much; that is safe at any time, for a
+    worker that has received a file has it open itself.
     """
 
     def __init__(self, limit: int = 1 << 30, files: int = 64) -> None:
@@ -133,7 +133,7 @@ class Outbox:
         self._limit, self._most = limit, files
         self._lock = threading.Lock()
         self._numbers = itertools.count(REPLY_FILE + 1)
-        self._sheets: dict[int, _Sheet] = {}  # the longest unused first
+        self._sheets: dict[int, _Sheet] = {}  # the oldest first
         self._places: dict[int, Place] = {}
 
     def pack(self, value: object, seen: Iterable[int]) -> Parcel:
@@ -149,11 +149,9 @@ class Outbox:
 
             try:
                 pickled = dump(value, place)
-                used = dict.fromkeys(where[0] for where in strings)
-                for each in used:
-                    self._sheets[each] = self._sheets.pop(each)
-                self._shrink(set(used))
-                files = {each: os.dup(self._sheets[each].file) for each in used if each not in set(seen)}
+                used = {where[0] for where in strings}
+                self._shrink(used)
+                files = {each: os.dup(self._sheets[each].file) for each in sorted(used.difference(seen))}
             except BaseException:
                 self._close(number)
                 raise

@@ -92,7 +92,9 @@ class FlowerRun:
         self._command("run", ["flwr", "run", str(app), _NAME, "--stream", *options], env)
         while True:
             run = self._ask(env)
-            status = str(run.get("status", "finished:rejected"))
+            if not run:
+                raise Ended("failed", f"flwr run refuses the app: {last_words(self._log('run'))}")
+            status = str(run["status"])
             if status == "finished:completed":
                 return
             if status.startswith("finished:"):

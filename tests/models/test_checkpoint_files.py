@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from fedbd.errors import CheckpointError
+from fedbd.models.checkpoint import load_checkpoint, save_safetensors
+from fedbd.models.mlp import Mlp
+from fedbd.models.wrn import Wrn
+from fedbd.training import memory_format_of
+
+
+def wrn(seed: int = 0) -> nn.Module:
+    return Wrn(depth=10).build((3, 16, 16), 10, torch.Generator().manual_seed(seed))
+
+
+def mlp(seed: int = 0) -> nn.Module:
+    return Mlp(hidden=(3,)).build((1, 2, 2), 2, torch.Generator().manual_seed(seed))
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+WRITERS = {
+    "safetensors": save_safetensors,
+    "state dict": lambda model, path: torch.save(model.state_dict(), path),
+    "under state_dict": lambda model, path: torch.save({"state_dict": model.state_dict(), "epoch": 3}, path),
+    "before torch 1.6": lambda model, path: torch.save(
+        {"state_dict": model.state_dict(), "epoch": 3}, path, _use_new_zipfile_serialization=False
+    ),
+}
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_every_form_comes_back(form, tmp_path):
+    source, target = wrn(1), wrn(2)
+    source(torch.rand(4, 3, 16, 16))  # moves the statistics
+    WRITERS[form](source, tmp_path / "model")  # the name does not tell the form
+    load_checkpoint(target, tmp_path / "model")
+    assert same(source, target)
+    assert memory_format_of(target) is torch.channels_last
+
+
+def test_saving_changes_neither_the_model_nor_a_second_time_the_bytes(tmp_path):
+    model = wrn()
+    save_safetensors(model, tmp_path / "a")
+    save_safetensors(model, tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert memory_format_of(model) is torch.channels_last
+    held = safetensors.torch.load_file(tmp_path / "a")
+    assert held.keys() == model.state_dict().keys()
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    save_safetensors(mlp(1), path)
+    before = path.read_bytes()
+
+    def fail(handle):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_safetensors(mlp(2), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def changed(**changes):
+    """Write the state of an Mlp with entries replaced, or left out where None."""
+
+    def write(path: Path) -> None:
+        state = mlp(1).state_dict() | {name.replace("__", "."): entry for name, entry in changes.items()}
+        torch.save({name: entry for name, entry in state.items() if entry is not None}, path)
+
+    return write
+
+
+class Anything:
+    """A class that no checkpoint may bring with it."""
+
+
+FORM = "must be a safetensors file or a PyTorch state dict, alone or under 'state_dict'"
+HEAD = "the checkpoint does not fit MlpModule:\n"
+CASES = {
+    "missing file": (lambda path: None, "model.pt: must be a file, got nothing of that name"),
+    "text": (lambda path: path.write_text("no model"), f"model.pt: {FORM}, got a damaged or other file"),
+    "empty": (lambda path: path.touch(), f"model.pt: {FORM}, got a damaged or other file"),
+    "cut short": (
+        lambda path: (changed()(path), path.write_bytes(path.read_bytes()[:-300])),
+        f"model.pt: {FORM}, got a damaged or other file",
+    ),
+    "safetensors cut short": (
+        lambda path: (save_safetensors(mlp(), path), path.write_bytes(path.read_bytes()[:-3])),
+        f"model.pt: {FORM}, got a damaged or other file",
+    ),
+    "a whole model": (
+        lambda path: torch.save(mlp(), path),
+        f"model.pt: {FORM}, got a file that holds other Python objects, or a damaged one; save its state_dict alone, "
+        "with safetensors or torch.save",
+    ),
+    "an object beside the weights": (
+        lambda path: torch.save({"state_dict": mlp().state_dict(), "args": Anything()}, path),
+        f"model.pt: {FORM}, got a file that holds other Python objects, or a damaged one; save its state_dict alone, "
+        "with safetensors or torch.save",
+    ),
+    "a tensor": (
+        lambda path: torch.save(torch.zeros(3), path),
+        f"model.pt: {FORM}, got a Tensor; save model.state_dict()",
+    ),
+    "another dict": (
+        lambda path: torch.save({"model": mlp().state_dict(), "epoch": 3}, path),
+        f"model.pt: {FORM}, got a dict whose 'model' is a OrderedDict; save model.state_dict()",
+    ),
+    "everything that does not fit": (
+        changed(
+            hidden__0__0__weight=None, hidden__0__weight=torch.zeros(3, 4), fc__bias=torch.zeros(3), extra=torch.ones(1)
+        ),
+        HEAD + "  model.pt:hidden.0.0.weight: is missing\n"
+        "  model.pt:fc.bias: must have shape (2,), got (3,)\n"
+        "  model.pt:hidden.0.weight: is not an entry of the model; did you mean 'hidden.0.0.weight'?\n"
+        "  model.pt:extra: is not an entry of the model",
+    ),
+    "integers": (
+        changed(fc__bias=torch.zeros(2, dtype=torch.int64)),
+        HEAD + "  model.pt:fc.bias: must be float32, got int64",
+    ),
+    "not finite": (
+        changed(fc__bias=torch.tensor([0.0, torch.nan])),
+        HEAD + "  model.pt:fc.bias: must be finite, got NaN or infinity",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_message_is_exact_and_the_model_untouched(case, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write, expected = CASES[case]
+    write(Path("model.pt"))
+    model = mlp(5)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(model, Path("model.pt"))
+    assert str(caught.value) == expected
+    assert same(model, mlp(5))
+
+
+def test_a_model_trained_on_several_gpus_is_told_by_its_prefix(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({f"module.{name}": entry for name, entry in mlp().state_dict().items()}, "model.pt")
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(mlp(), Path("model.pt"))
+    assert "  model.pt:module.fc.bias: is not an entry of the model; did you mean 'fc.bias'?" in str(caught.value)
+
+
+def test_half_precision_weights_load(tmp_path):
+    torch.save({name: entry.half() for name, entry in mlp(1).state_dict().items()}, tmp_path / "model.pt")
+    model = mlp(2)
+    load_checkpoint(model, tmp_path / "model.pt")
+    assert torch.equal(model.fc.weight, mlp(1).fc.weight.half().float())
+    assert model.fc.weight.dtype == torch.float32

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import torch
-from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedbd.flower.arrays import pack_all, view_all
@@ -35,7 +35,7 @@ def train(message: Message, context: Context) -> Message:
     round_, client = int(config["server-round"]), int(context.node_config["partition-id"])
     arrays = view_all(message.content["arrays"])
     layout = layout_of(arrays)
-    memory = view_all(context.state[MEMORY]) if MEMORY in context.state else {}
+    memory = {name: array.copy() for name, array in view_all(context.state.get(MEMORY, ArrayRecord())).items()}
     result = client_round(prepared, client, round_, join(arrays, layout), memory)
     if result.memory:
         context.state[MEMORY] = pack_all(dict(result.memory))

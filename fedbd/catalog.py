@@ -63,6 +63,8 @@ def _described(kind: str, name: str) -> str:
         lines += ["", "Fields:"]
         for field in dataclasses.fields(cls):
             default = "required" if field.default is dataclasses.MISSING else repr(field.default)
+            if field.default_factory is not dataclasses.MISSING:
+                default = repr(field.default_factory())
             kind_of = getattr(hints[field.name], "__name__", None) or str(hints[field.name])
             shown = kind_of if "[" not in str(hints[field.name]) else str(hints[field.name])
             lines.append(f"  {field.name}: {shown.replace('typing.', '')} = {default}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedbd import __version__
-from fedbd.errors import FedBDError, UserError
+from fedbd.errors import FedBDError, Problem, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,7 +70,8 @@ def run(
     from fedbd.run import plan, with_seeds  # noqa: PLC0415
 
     console = _console()
-    loaded = _load(scenarios, settings or [])
+    loaded = [scenario for _, scenario in _load(scenarios, settings or [])]
+    _check_table(table)
     if not twin:
         loaded = [_without_twin(scenario) for scenario in loaded]
     jobs = plan(with_seeds(loaded, seeds), out, overwrite=overwrite)
@@ -104,6 +105,16 @@ def _compare(console: Console, jobs: list[Job], quiet: bool, table: Path | None)
         write_comparison(table, arms)
 
 
+def _check_table(table: Path | None) -> None:
+    """Refuse a table that could not be written, before hours are spent."""
+    if table is None:
+        return
+    if table.suffix not in (".csv", ".json"):
+        raise UserError([Problem(path="--table", expected="must end in .csv or .json", got=repr(str(table)))])
+    if not table.resolve().parent.is_dir() or table.is_dir():
+        raise UserError([Problem(path="--table", expected="must be a file in a folder that exists", got=str(table))])
+
+
 @app.command()
 def validate(
     scenarios: Files,
@@ -113,12 +124,21 @@ def validate(
 ) -> None:
     """Check scenarios without running them; every problem at once."""
     from fedbd.prepared import prepare  # noqa: PLC0415
+    from fedbd.run import strategy_problems  # noqa: PLC0415
     from fedbd.run_text import scenario_text  # noqa: PLC0415
 
-    for path, scenario in zip(scenarios, _load(scenarios, settings or []), strict=True):
-        if data:
-            prepare(scenario)
-        typer.echo(scenario_text(scenario) if resolved else f"{path}: good")
+    errors: list[UserError] = []
+    for path, scenario in _load(scenarios, settings or [], errors):
+        try:
+            wrong = strategy_problems(scenario)
+            if wrong:
+                raise UserError(wrong, f"{path} is not a scenario that can run:")
+            if data:
+                prepare(scenario)
+            typer.echo(scenario_text(scenario) if resolved else f"{path}: good")
+        except UserError as error:
+            errors.append(error)
+    _raise(errors)
 
 
 @app.command(name="list")
@@ -156,7 +176,7 @@ def show(
         draw_curves(path / "curves.png", [view])
         typer.echo(f"Curves: {path / 'curves.png'}")
     elif path.suffix in (".yaml", ".yml"):
-        typer.echo(scenario_text(_load([path], [])[0]))
+        typer.echo(scenario_text(_load([path], [])[0][1]))
     else:
         typer.echo(describe(what))
 
@@ -182,10 +202,33 @@ def _console() -> Console:
     return Console()
 
 
-def _load(paths: list[Path], settings: list[str]) -> list[Scenario]:
+def _load(
+    paths: list[Path], settings: list[str], errors: list[UserError] | None = None
+) -> list[tuple[Path, Scenario]]:
+    """Return each file's scenario; the errors of all files are raised together, or appended to ``errors``."""
     from fedbd.scenario import load_scenario  # noqa: PLC0415
 
-    return [load_scenario(path, settings) for path in paths]
+    loaded: list[tuple[Path, Scenario]] = []
+    found: list[UserError] = []
+    for path in paths:
+        try:
+            loaded.append((path, load_scenario(path, settings)))
+        except UserError as error:
+            if str(error) not in map(str, found):  # a --set that is no setting is wrong once, not once per file
+                found.append(error)
+    if errors is None:
+        _raise(found)
+    else:
+        errors += found
+    return loaded
+
+
+def _raise(errors: list[UserError]) -> None:
+    """Raise the last error after printing those before it."""
+    for error in errors[:-1]:
+        typer.secho(str(error), fg="red", err=True)
+    if errors:
+        raise errors[-1]
 
 
 def _without_twin(scenario: Scenario) -> Scenario:

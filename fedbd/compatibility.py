@@ -5,16 +5,21 @@ Each check yields problems and knows only the scenario, so that they read like a
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 
 from fedbd.errors import Problem, ScenarioError
 from fedbd.registry import location
 from fedbd.roles import members
-from fedbd.scenario import Scenario
+from fedbd.scenario import TWIN, Scenario
+from fedbd.schema import shown
 from fedbd.types import Need
 
 Check = Callable[[Scenario], Iterator[Problem]]
+LONGEST = 200
+"""Bytes of a scenario's name, which is a folder's."""
 
 
 def check(scenario: Scenario) -> list[Problem]:
@@ -29,29 +34,65 @@ def cohort_fits(s: Scenario) -> Iterator[Problem]:
         yield Problem(path="cohort.size", expected=expected, got=str(s.cohort_size))
 
 
-def attackers_fit(s: Scenario) -> Iterator[Problem]:
-    """Attacks find their clients, and the cohort its attackers."""
+def name_is_a_folder(s: Scenario) -> Iterator[Problem]:
+    """The name can be that of the folder in which the records go."""
+    name = s.name.removesuffix(TWIN)
+    if re.search(r"[/\\\x00-\x1f]", name) or name[:1] in ".~" or name != name.strip() or name == "twins":
+        expected = "must be fit for a folder: no / or \\, no dot or ~ in front, no space around it, and not 'twins'"
+        yield Problem(path="name", expected=expected, got=repr(s.name))
+    elif len(os.fsencode(name)) > LONGEST:
+        yield Problem(path="name", expected=f"must be fit for a folder: at most {LONGEST} bytes", got=shown(s.name))
+
+
+def clients_listed(s: Scenario) -> Iterator[Problem]:
+    """Listed attackers are clients, each once."""
     clients = s.partition.clients
-    listed = [client for attack in s.attacks for client in attack.clients.ids or ()]
-    for client, times in sorted(Counter(listed).items()):
-        if times > 1:
-            yield Problem(path="attacks", expected="must not list a client twice", got=f"client {client} {times} times")
-        if client >= clients:
-            expected = f"must list clients below partition.clients ({clients})"
-            yield Problem(path="attacks", expected=expected, got=str(client))
+    seen: dict[int, int] = {}
+    for i, attack in enumerate(s.attacks):
+        path = f"attacks[{i}].clients.ids"
+        for client in attack.clients.ids or ():
+            if client >= clients:
+                expected = f"must be clients from 0 to {clients - 1} (partition.clients is {clients})"
+                yield Problem(path=path, expected=expected, got=str(client))
+            if client in seen:
+                got = f"{client} twice" if seen[client] == i else f"{client} as in attacks[{seen[client]}]"
+                yield Problem(path=path, expected="must list clients that no attack has yet", got=got)
+            seen.setdefault(client, i)
+
+
+def attackers_fit(s: Scenario) -> Iterator[Problem]:
+    """Attacks find their clients, and the cohort its attackers in each round of an attack window."""
+    clients, fixed = s.partition.clients, s.cohort.attackers_per_round
     total = sum(members(attack, clients) for attack in s.attacks)
     if total > clients:
-        yield Problem(path="attacks", expected=f"must take at most {clients} clients together", got=str(total))
-    fixed = s.cohort.attackers_per_round
-    if fixed is None:
+        expected = f"must take at most partition.clients ({clients}) clients together"
+        yield Problem(path="attacks", expected=expected, got=str(total))
+    if fixed is None or total > clients or s.cohort_size > clients:
         return
-    most = min(total, s.cohort_size)
+    path = "cohort.attackers_per_round"
+    if not s.attacks:
+        yield Problem(path=path, expected="must be null where there are no attacks", got=str(fixed))
+        return
+    acting = _acting(s)
+    most = min(*acting, s.cohort_size)
+    least = s.cohort_size - clients + max(acting)
     if fixed > most:
-        expected = f"must be <= the {total} attacking clients and the cohort of {s.cohort_size}"
-        yield Problem(path="cohort.attackers_per_round", expected=expected, got=str(fixed))
-    elif s.cohort_size - fixed > clients - total:
-        expected = f"leaves {s.cohort_size - fixed} places for {clients - total} clients that never attack"
-        yield Problem(path="cohort.attackers_per_round", expected=expected, remedy="shrink cohort.size")
+        expected = f"must be <= {most}: the attacks have {min(acting)} clients and the cohort is of {s.cohort_size}"
+        yield Problem(path=path, expected=expected, got=str(fixed))
+    elif fixed < least:
+        others = clients - max(acting)
+        expected = f"must be >= {least}: a cohort of {s.cohort_size} finds only {others} clients that do not attack"
+        yield Problem(path=path, expected=expected, got=str(fixed), remedy=f"or set cohort.size to {others + fixed}")
+
+
+def _acting(s: Scenario) -> list[int]:
+    """Return how many clients the attacks of a round have together, for each such number that occurs."""
+    windows = [attack.rounds for attack in s.attacks]
+    turns = {window.first for window in windows} | {window.last + 1 for window in windows if window.last is not None}
+    sizes = {
+        sum(members(attack, s.partition.clients) for attack in s.attacks if turn in attack.rounds) for turn in turns
+    }
+    return sorted(sizes - {0})
 
 
 def attacks_act(s: Scenario) -> Iterator[Problem]:
@@ -73,8 +114,20 @@ def labels_differ(s: Scenario) -> Iterator[Problem]:
     for kind, plans in (("attacks", s.attacks), ("cleanup", s.cleanup), ("detection", s.detection)):
         for key, times in Counter(plan.key for plan in plans).items():
             if times > 1:
-                remedy = f"give each its own label (now {times} times '{key}')"
-                yield Problem(path=kind, expected="must have different labels", remedy=remedy)
+                got, remedy = f"'{key}' {times} times", "give each its own label"
+                yield Problem(path=kind, expected="must have different labels", got=got, remedy=remedy)
+
+
+def guards_run(s: Scenario) -> Iterator[Problem]:
+    """Cleanups and detectors run in some round."""
+    for path, plan in s.guards:
+        late = [round_ for round_ in plan.rounds or () if round_ > s.rounds]
+        if late:
+            expected = f"must be rounds of the run (1 to {s.rounds})"
+            yield Problem(path=f"{path}.rounds", expected=expected, got=", ".join(map(str, late)))
+        elif plan.rounds is None and plan.every > s.rounds:
+            expected = f"must be <= rounds ({s.rounds}), or '{plan.key}' never runs"
+            yield Problem(path=f"{path}.every", expected=expected, got=str(plan.every))
 
 
 def buckets_fit(s: Scenario) -> Iterator[Problem]:
@@ -87,25 +140,24 @@ def buckets_fit(s: Scenario) -> Iterator[Problem]:
 def rule_can_act(s: Scenario) -> Iterator[Problem]:
     """The aggregation rule sees what it needs, in enough rows, and has its trusted data."""
     rule, name = s.aggregation.impl, s.aggregation.name
+    rows = max(rule.minimum_rows, 2 if Need.INDIVIDUAL in s.needs and s.bucket_size is None else 1)
+    enough = f"set bucket_size to {s.cohort_size // rows} or less"
+    if s.cohort_size < rows:
+        enough = f"set cohort.size to at least {rows}"
     if Need.INDIVIDUAL in s.needs and s.bucket_size is None:
-        most = max(1, s.cohort_size // max(rule.minimum_rows, 2))
         yield Problem(
             path="aggregation",
             expected=f"'{name}' compares updates, but bucket_size: null shows it one sum over the cohort",
-            remedy=f"set bucket_size (at most {most} here), or take a rule that acts on a sum (mean, norm_clip with "
-            "where: client) and clean up afterwards (cleanup: rnp)",
+            remedy=f"{enough}, or take a rule that acts on a sum (mean, norm_clip with where: client) and repair the "
+            "model afterwards (cleanup: [rnp])",
         )
     elif s.buckets < rule.minimum_rows:
-        what = "updates" if s.bucket_size == 1 else f"buckets of {s.bucket_size}"
-        yield Problem(
-            path="aggregation",
-            expected=f"'{name}' needs at least {rule.minimum_rows} rows",
-            got=f"{s.buckets} {what}",
-            remedy="enlarge cohort.size or shrink bucket_size",
-        )
+        rows_are = "updates" if s.bucket_size == 1 else f"buckets of {s.bucket_size}"
+        expected = f"'{name}' needs at least {rule.minimum_rows} updates or buckets"
+        yield Problem(path="aggregation", expected=expected, got=f"{s.buckets} {rows_are}", remedy=enough)
     if Need.IDS in s.needs and s.bucket_size != 1:
         expected = f"'{name}' follows clients over rounds and needs bucket_size: 1"
-        yield Problem(path="aggregation", expected=expected)
+        yield Problem(path="aggregation", expected=expected, got=f"bucket_size: {shown(s.bucket_size)}")
     if Need.TRUSTED in s.needs and s.trusted is None:
         yield Problem(path="aggregation", expected=f"'{name}' needs trusted data", remedy="add trusted: {size: 500}")
 
@@ -147,18 +199,23 @@ def strategy_known(s: Scenario) -> Iterator[Problem]:
 def engine_fits(s: Scenario) -> Iterator[Problem]:
     """Engine fields that would be ignored are refused."""
     if s.engine.client_gpus and s.engine.name != "ray":
-        expected = "is for engine.name: ray only"
+        expected = "must be 0 unless engine.name is ray"
         yield Problem(path="engine.client_gpus", expected=expected, got=f"{s.engine.client_gpus:g}")
     if s.engine.executor == "serial" and (s.engine.workers or 1) > 1:
         expected = "must be 1 or null with executor: serial"
         yield Problem(path="engine.workers", expected=expected, got=str(s.engine.workers))
+    if s.engine.executor == "serial" and s.engine.name != "local":
+        yield Problem(path="engine.executor", expected="must be process unless engine.name is local", got="'serial'")
 
 
 CHECKS: tuple[Check, ...] = (
+    name_is_a_folder,
     cohort_fits,
+    clients_listed,
     attackers_fit,
     attacks_act,
     labels_differ,
+    guards_run,
     buckets_fit,
     rule_can_act,
     trusted_there,

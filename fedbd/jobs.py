@@ -15,11 +15,10 @@ from typing import Any, Protocol
 
 from fedbd.errors import FedBDError, UserError
 from fedbd.record import read_rounds, read_summary
-from fedbd.run import Job
+from fedbd.run import LOG, Job
 from fedbd.scenario import Scenario
 
 _TICK = 0.2
-LOG = "log.txt"
 
 
 class Watcher(Protocol):

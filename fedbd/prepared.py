@@ -6,6 +6,7 @@ share.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from fedbd.data.assemble import Federation, assemble
+from fedbd.data.checks import describe
 from fedbd.errors import Problem, ScenarioError, UserError
 from fedbd.params import Layout, layout_of
 from fedbd.scenario import Scenario, from_dict
@@ -68,15 +70,19 @@ def prepare(scenario: Scenario) -> Prepared:
         raise ScenarioError(
             [Problem(path="engine.device", expected="no CUDA device is here", got="'cuda'", remedy=remedy)]
         )
+    heading = f"scenario '{scenario.name}' does not fit its data:"
     root = Path(scenario.data.root) if scenario.data.root else None
-    dataset = scenario.data.method.impl.load(root)
-    federation = assemble(
-        dataset, scenario.partition.method.impl, scenario.partition.clients, scenario.trusted, scenario.seed
-    )
+    try:
+        dataset = scenario.data.method.impl.load(root)
+        federation = assemble(
+            dataset, scenario.partition.method.impl, scenario.partition.clients, scenario.trusted, scenario.seed
+        )
+    except UserError as error:
+        raise type(error)(error.problems, heading) from None
     prepared = Prepared(scenario, federation)
     problems = list(_mismatches(prepared))
     if problems:
-        raise UserError(problems, f"scenario '{scenario.name}' does not fit its data:")
+        raise UserError(problems, heading)
     return prepared
 
 
@@ -88,18 +94,28 @@ def _mismatches(prepared: Prepared) -> Iterator[Problem]:
             yield Problem(path=f"attacks[{i}].target", expected=expected, got=str(attack.target))
         try:
             attack.trigger.impl.stamp(torch.zeros(1, *dataset.shape))
-        except (UserError, ValueError) as error:
-            yield Problem(path=f"attacks[{i}].trigger", expected=f"does not fit the images: {error}")
+        except UserError as error:
+            for problem in error.problems:
+                yield dataclasses.replace(problem, path=f"attacks[{i}].{problem.path}")
+        except (ValueError, RuntimeError, IndexError) as error:
+            yield Problem(path=f"attacks[{i}].trigger", expected=f"cannot be stamped on {_images(dataset)}: {error}")
     try:
         model = prepared.new_model()
     except UserError as error:
         yield from error.problems
         return
+    except (ValueError, RuntimeError, IndexError) as error:
+        yield Problem(path="model", expected=f"cannot be built for {_images(dataset)}: {error}")
+        return
     for path, plan in scenario.guards:
         refusal = getattr(plan.method.impl, "refusal", None)
         reason = refusal(model) if refusal is not None else None
         if reason:
-            yield Problem(path=path, expected=f"'{plan.method.name}' cannot act: {reason}")
+            yield Problem(path=path, expected=f"cannot act: {reason}")
+
+
+def _images(dataset: Dataset) -> str:
+    return f"images of {describe(dataset.shape)}"
 
 
 @lru_cache(maxsize=2)

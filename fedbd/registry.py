@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import re
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
-from fedbd.errors import Problem, ScenarioError
+from fedbd.errors import FedBDError, Problem, ScenarioError
 
 METHODS: dict[str, dict[str, str]] = {
     "data": {
@@ -50,13 +53,26 @@ METHODS: dict[str, dict[str, str]] = {
 }
 """kind -> name -> ``module:Class``. The strategies are Flower's; only ``fedbd.flower`` resolves them."""
 
+CLOSED = frozenset({"secure_sum"})
+"""Kinds that take no third party's class: key agent and evaluator are built for the registered ones."""
+
 PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
-def near_miss(word: str, known: list[str]) -> str:
+def near_miss(word: str, known: Sequence[str]) -> str:
     """Return ``did you mean 'x'?`` for the closest known word, or the empty string."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else ""
+
+
+def either(words: Sequence[str]) -> str:
+    """Return words as a choice: ``a``, ``a or b``, ``a, b or c``."""
+    return " or ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
+
+
+def choice(kind: str) -> str:
+    """Return what may stand for a method of a kind: ``mean, median or package.module:Class``."""
+    return either([*METHODS[kind], *([] if kind in CLOSED else ["package.module:Class"])])
 
 
 def location(kind: str, name: str, path: str) -> str:
@@ -73,9 +89,9 @@ def location(kind: str, name: str, path: str) -> str:
     known = METHODS[kind]
     if name in known:
         return known[name]
-    if PATH.fullmatch(name):
+    if PATH.fullmatch(name) and kind not in CLOSED:
         return name
-    expected = f"must be one of {', '.join(known)} or package.module:Class"
+    expected = f"must be {choice(kind)}"
     raise ScenarioError([Problem(path=path, expected=expected, got=repr(name), remedy=near_miss(name, list(known)))])
 
 
@@ -83,14 +99,29 @@ def resolve(kind: str, name: str, path: str) -> Any:
     """Return the class of a method (see ``location``), importing its module.
 
     Raises:
-        ScenarioError: If the name is unknown, or the module or class is not there.
+        ScenarioError: If the name is unknown, or a third party's module or class is not there or breaks.
+        FedBDError: If one of fedbd's own cannot be imported: the installation is broken.
     """
     where = location(kind, name, path)
     module, _, attribute = where.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        loaded = importlib.import_module(module)
+        if hasattr(loaded, attribute):
+            return getattr(loaded, attribute)
+    except Exception as error:  # a third party's module may do anything
+        reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         if name in METHODS[kind]:
-            raise  # one of fedbd's own: a broken installation, not the user's spelling
-        problem = Problem(path=path, expected="must name an importable class", got=repr(name), remedy=str(error))
+            raise FedBDError(f"{kind} {name}: {module} cannot be imported: {reason}; see fedbd doctor") from error
+        remedy = "check the spelling, and that PYTHONPATH leads there" if isinstance(error, ImportError) else ""
+        problem = Problem(path=path, expected=f"must be importable ({reason})", got=repr(name), remedy=remedy)
         raise ScenarioError([problem]) from None
+    classes = _classes(loaded)
+    remedy = near_miss(attribute, classes) or f"classes there: {', '.join(classes) or 'none'}"
+    problem = Problem(path=path, expected=f"must name a class in {module}", got=repr(name), remedy=remedy)
+    raise ScenarioError([problem])
+
+
+def _classes(module: ModuleType) -> list[str]:
+    """Return the public classes that a module itself defines."""
+    own = inspect.getmembers(module, lambda entry: inspect.isclass(entry) and entry.__module__ == module.__name__)
+    return [name for name, _ in own if not name.startswith("_")]

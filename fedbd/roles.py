@@ -57,16 +57,16 @@ def role_of(attack: AttackPlan | None, round_: int) -> Role:
 def draw_cohort(scenario: Scenario, round_: int) -> tuple[int, ...]:
     """Return the clients of a round, ascending, drawn without replacement.
 
-    With ``cohort.attackers_per_round`` exactly so many assigned clients take part in the rounds of an attack window,
-    also in the attack-free twin: arms stay paired.
+    With ``cohort.attackers_per_round`` exactly so many clients of the attacks whose window a round is in take part in
+    it, also in the attack-free twin: arms stay paired.
     """
     clients, size = scenario.partition.clients, scenario.cohort_size
     rng = numpy_rng(scenario.seed, "cohort", round_)
     fixed = scenario.cohort.attackers_per_round
     if fixed is None or not any(round_ in attack.rounds for attack in scenario.attacks):
         return tuple(sorted(int(client) for client in rng.choice(clients, size, replace=False)))
-    bad = sorted(assignment(scenario))
-    good = [client for client in range(clients) if client not in set(bad)]
+    bad = sorted(client for client, attack in assignment(scenario).items() if round_ in attack.rounds)
+    good = sorted(set(range(clients)) - set(bad))
     drawn = [*rng.choice(bad, fixed, replace=False), *rng.choice(good, size - fixed, replace=False)]
     return tuple(sorted(int(client) for client in drawn))
 

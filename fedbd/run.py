@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedbd.engines import execute
 from fedbd.errors import Problem, UserError
-from fedbd.record import FINISHED, read_rounds, read_summary
+from fedbd.flower.strategies import inner_strategy
+from fedbd.flower.strategy import DefendedStrategy
+from fedbd.record import FINISHED, ROUNDS, SCENARIO, read_rounds, read_summary
 from fedbd.roles import attack_window
 from fedbd.scenario import Scenario, fingerprint, twin_of
+
+LOG = "log.txt"
+"""What a run prints, in its folder."""
+
+MARKS = (SCENARIO, ROUNDS, LOG, "engine")
+"""By one of these a folder is known for a run's, however early that ended."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,7 @@ def plan(scenarios: Sequence[Scenario], out: Path, *, overwrite: bool = False) -
         overwrite: Remove earlier runs in the places of these scenarios (finished twins are kept).
 
     Raises:
-        UserError: If two scenarios want one place, or a place is taken.
+        UserError: If two scenarios want one place, a place is taken, or a Flower strategy cannot be built.
     """
     folders = {}
     problems = []
@@ -85,10 +94,10 @@ def plan(scenarios: Sequence[Scenario], out: Path, *, overwrite: bool = False) -
         if folder in folders:
             remedy = "give each scenario its own name, or another seed"
             problems.append(Problem(path=str(folder), expected="is wanted by two scenarios", remedy=remedy))
-        elif not overwrite and read_rounds(folder):
-            remedy = "pass --overwrite, or --out with another folder"
-            problems.append(Problem(path=str(folder), expected="holds an earlier run", remedy=remedy))
+        else:
+            problems += _taken(folder, overwrite)
         folders[folder] = scenario
+        problems += [problem for problem in strategy_problems(scenario) if problem not in problems]
     if problems:
         raise UserError(problems, "nothing was started:")
     for folder in folders:
@@ -98,6 +107,32 @@ def plan(scenarios: Sequence[Scenario], out: Path, *, overwrite: bool = False) -
     twins: dict[str, Job] = {}
     jobs = [_job(scenario, folder, out, own, twins) for folder, scenario in folders.items()]
     return [*twins.values(), *sorted(jobs, key=lambda job: job.needs is not None)]
+
+
+def strategy_problems(scenario: Scenario) -> list[Problem]:
+    """Return what is wrong with the Flower strategy: only building it tells, and a scenario loads without Flower."""
+    try:
+        inner = inner_strategy(scenario.strategy.name, scenario.strategy.arguments)
+        DefendedStrategy(inner, aggregation=scenario.aggregation.impl)
+    except UserError as error:
+        return list(error.problems)
+    return []
+
+
+def _taken(folder: Path, overwrite: bool) -> list[Problem]:
+    """Return why a run cannot have a folder."""
+    there = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    elsewhere = "pass --out with another folder"
+    if there.exists() and not (there.is_dir() and os.access(there, os.W_OK)):
+        return [Problem(path=str(there), expected="must be a folder that can be written", remedy=elsewhere)]
+    if there != folder or not any(folder.iterdir()):
+        return []
+    if not any((folder / name).exists() for name in MARKS):
+        return [Problem(path=str(folder), expected="must be new, empty or a run's folder", remedy=elsewhere)]
+    if read_rounds(folder) and not overwrite:
+        remedy = f"pass --overwrite to replace it, or {elsewhere.removeprefix('pass ')}"
+        return [Problem(path=str(folder), expected="holds an earlier run", remedy=remedy)]
+    return []
 
 
 def _job(scenario: Scenario, folder: Path, out: Path, own: dict[str, Path], twins: dict[str, Job]) -> Job:
@@ -120,6 +155,3 @@ def _job(scenario: Scenario, folder: Path, out: Path, own: dict[str, Path], twin
 def with_seeds(scenarios: Sequence[Scenario], seeds: int) -> list[Scenario]:
     """Return each scenario with its own seed and the ``seeds - 1`` following ones."""
     return [dataclasses.replace(scenario, seed=scenario.seed + step) for scenario in scenarios for step in range(seeds)]
-
-
-OnLine = Callable[[Job, dict[str, Any]], None]

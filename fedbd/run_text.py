@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 
-import yaml
-
 from fedbd.scenario import Scenario, fingerprint, to_dict
+from fedbd.scenario_file import dump_yaml
 
 
 def scenario_text(scenario: Scenario) -> str:
     """Return the resolved scenario as YAML, every default spelled out, with its fingerprint as a comment."""
-    body = yaml.safe_dump(to_dict(scenario), sort_keys=False, allow_unicode=True, width=100)
-    return f"# resolved by fedbd; fingerprint {fingerprint(scenario)}\n{body}"
+    return f"# resolved by fedbd; fingerprint {fingerprint(scenario)}\n{dump_yaml(to_dict(scenario))}"
 
 
 def message_text(scenario: Scenario) -> str:

@@ -19,9 +19,12 @@ from annotated_types import Ge, Gt, Le, MinLen
 from fedbd.data.trusted import Trusted
 from fedbd.errors import Problem, ScenarioError
 from fedbd.scenario_file import override, read_yaml
-from fedbd.schema import Kind, Method, parse, to_plain
+from fedbd.schema import Kind, Method, parse, shown, to_plain
 from fedbd.training import TrainingPlan
 from fedbd.types import Need
+
+TWIN = " (twin)"
+"""What the name of an attack-free twin ends in."""
 
 Positive = Annotated[int, Ge(1)]
 Share = Annotated[float, Gt(0), Le(1)]
@@ -66,12 +69,13 @@ class Selection:
 
     share: Share | None = None
     count: Positive | None = None
-    ids: tuple[Annotated[int, Ge(0)], ...] | None = None
+    ids: Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)] | None = None
 
     def problems(self) -> list[tuple[str, str]]:
         """Return what is wrong between the fields."""
         given = [name for name in ("share", "count", "ids") if getattr(self, name) is not None]
-        return [] if len(given) == 1 else [("", f"give exactly one of share, count, ids; got {given or 'none'}")]
+        found = " and ".join(given) or "none"
+        return [] if len(given) == 1 else [("", f"must hold exactly one of share, count and ids, got {found}")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +144,7 @@ class CleanupPlan:
     label: str | None = None
     mode: Literal["if_stopped_now", "in_loop"] = "if_stopped_now"
     every: Positive = 1
-    rounds: tuple[Positive, ...] | None = None
+    rounds: Annotated[tuple[Positive, ...], MinLen(1)] | None = None
     rollback: Annotated[float, Ge(0), Le(1)] | None = 0.1
 
     @property
@@ -168,7 +172,7 @@ class DetectionPlan:
     method: Annotated[Method, Kind("detection")]
     label: str | None = None
     every: Positive = 1
-    rounds: tuple[Positive, ...] | None = None
+    rounds: Annotated[tuple[Positive, ...], MinLen(1)] | None = None
     samples: Positive = 1000
 
     @property
@@ -297,7 +301,7 @@ def twin_of(scenario: Scenario) -> Scenario:
     attacks = tuple(dataclasses.replace(attack, enabled=False) for attack in scenario.attacks)
     return dataclasses.replace(
         scenario,
-        name=f"{scenario.name} (twin)",
+        name=f"{scenario.name}{TWIN}",
         attacks=attacks,
         secure_sum=None,
         evaluation=dataclasses.replace(scenario.evaluation, twin=False),
@@ -311,8 +315,9 @@ def from_dict(raw: object, heading: str = "") -> Scenario:
         ScenarioError: With every problem found, fields and combinations together where possible.
     """
     if not isinstance(raw, dict):
-        problem = Problem(path="scenario", expected="must be a mapping", got=type(raw).__name__)
-        raise ScenarioError([problem], heading)
+        required = [field.name for field in dataclasses.fields(Scenario) if field.default is field.default_factory]
+        expected = f"must be a mapping with {', '.join(required[:-1])} and {required[-1]}"
+        raise ScenarioError([Problem(path="the scenario", expected=expected, got=shown(raw))], heading)
     if "bucket_size" not in raw and raw.get("secure_sum") is not None:
         raw = {**raw, "bucket_size": None}  # under encryption the default is one sum over the cohort
     problems: list[Problem] = []

@@ -1,7 +1,8 @@
 """YAML text to plain values: strict where YAML is treacherous.
 
 Two keys of one name are refused (YAML keeps the last one silently); only ``true`` and ``false`` are booleans (``off``
-and ``no`` are words); ``1e-4`` is a number, as every user means it.
+and ``no`` are words); ``1e-4`` is a number, as every user means it, and ``010`` and ``1:30`` are none. Anchors, aliases
+and ``<<`` serve to write a value once, not to unfold a small file into a huge one.
 """
 
 from __future__ import annotations
@@ -14,37 +15,68 @@ from typing import Any
 import yaml
 
 from fedbd.errors import Problem, ScenarioError
+from fedbd.schema import shown
 
-_FLOAT = re.compile(r"[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
+UNFOLDED = 100_000
+"""Most values that aliases may add to those written down."""
+
+_SCALARS = {
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?(?:0|[1-9]\d*)|0x[0-9a-fA-F]+", "-+0123456789"),
+    "float": (
+        r"[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+}
+_PATH = re.compile(r"[^.\[\]\s]+(?:\.[^.\[\]\s]+|\[\d+\])*")
 _STEP = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
+_TAG = "tag:yaml.org,2002:"
+_HINTS = (
+    ("found character '\\t'", "indent with spaces, not with tabs"),
+    ("that cannot start any token", "put the text in quotes"),
+    ("mapping values are not allowed", "put a text that holds ': ' in quotes"),
+    ("another document", "keep one scenario to a file, without a second ---"),
+    ("constructor for the tag", "leave the tag out: a scenario holds plain values"),
+)
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 scalars and without silent duplicates."""
+    """SafeLoader with YAML 1.2 scalars, plain values only, and without silent duplicates."""
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern)
-        for tag, pattern in rules
-        if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
-    ]
+    first: [(tag, pattern) for tag, pattern in rules if tag in (f"{_TAG}null", f"{_TAG}merge")]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"(?:{_FLOAT.pattern})$"), list("-+0123456789."))
+for _name, (_pattern, _first) in _SCALARS.items():
+    _Loader.add_implicit_resolver(f"{_TAG}{_name}", re.compile(f"(?:{_pattern})$"), list(_first))
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
+def _mapping(loader: _Loader, node: yaml.Node) -> dict[str, Any]:
+    """Return a mapping with text keys; its own keys go before those that ``<<`` brings in."""
+    if not isinstance(node, yaml.MappingNode):
+        raise yaml.MarkedYAMLError(problem="expected a mapping", problem_mark=node.start_mark)
+    first: dict[str, yaml.Mark] = {}
     for key, _ in node.value:
-        if key.value in seen:
-            raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' stands here twice", problem_mark=key.start_mark)
-        seen.add(key.value)
-    return {loader.construct_object(k, deep=True): loader.construct_object(v, deep=True) for k, v in node.value}
+        where = _place(loader.name, key.start_mark)
+        if not isinstance(key, yaml.ScalarNode):
+            raise ScenarioError(
+                [Problem(path=where, expected="must be a word before the colon, not a list or mapping")]
+            )
+        if key.value in first:
+            seen = first[key.value]
+            earlier = f"line {seen.line + 1}, column {seen.column + 1}"
+            expected = f"must give each key once, and '{key.value}' stands already at {earlier}"
+            raise ScenarioError([Problem(path=where, expected=expected, remedy="remove one of them")])
+        first[key.value] = key.start_mark
+    loader.flatten_mapping(node)
+    return {str(key.value): loader.construct_object(value, deep=True) for key, value in node.value}
 
 
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_Loader.yaml_constructors = {
+    f"{_TAG}{name}": yaml.SafeLoader.yaml_constructors[f"{_TAG}{name}"]
+    for name in ("null", "bool", "int", "float", "str", "seq")
+} | {f"{_TAG}map": _mapping, None: yaml.SafeLoader.yaml_constructors[None]}
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -58,14 +90,59 @@ def parse_yaml(text: str, source: str) -> Any:
         ScenarioError: If it is no YAML; the message gives line and column.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
-        what = getattr(error, "problem", None) or (
-            str(error) if not isinstance(error, RecursionError) else "nested too deeply"
-        )
-        raise ScenarioError([Problem(path=where, expected=f"must be YAML: {what}")]) from None
+        loader = _Loader(text)
+        loader.name = source
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        written: dict[int, int] = {}
+        if _values(node, written) - len(written) > UNFOLDED:
+            expected = f"must not unfold by its aliases (*name) to more than {UNFOLDED:,} values"
+            raise ScenarioError([Problem(path=source, expected=expected, remedy="write the values out")])
+        return loader.construct_document(node)
+    except (yaml.YAMLError, ValueError, KeyError) as error:
+        raise ScenarioError([_worded(error, text, source)]) from None
+    except RecursionError:
+        expected = "must not be nested that deeply; no scenario is"
+        raise ScenarioError([Problem(path=source, expected=expected)]) from None
+
+
+def _values(node: yaml.Node, written: dict[int, int]) -> int:
+    """Return the number of values that a node stands for; ``written`` keeps those of each node below it."""
+    if id(node) in written:
+        if written[id(node)] == 0:
+            raise yaml.MarkedYAMLError(problem="an alias stands inside of what it names", problem_mark=node.start_mark)
+        return written[id(node)]
+    written[id(node)] = 0
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        children = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    written[id(node)] = 1 + sum(_values(child, written) for child in children)
+    return written[id(node)]
+
+
+def _worded(error: Exception, text: str, source: str) -> Problem:
+    """Return what is wrong with a YAML text: where, what, and what to do if it is a common slip."""
+    if isinstance(error, yaml.reader.ReaderError):
+        before = text[: error.position]
+        column = error.position - before.rfind("\n")
+        expected = f"must be YAML: the character {chr(error.character)!r} cannot stand in it"
+        return Problem(path=f"{source}:{before.count(chr(10)) + 1}:{column}", expected=expected)
+    if not isinstance(error, yaml.MarkedYAMLError):  # a constructor's: !!bool maybe, or a number of 5,000 digits
+        return Problem(path=source, expected=f"must be YAML whose values fit their types: {error}")
+    what, start = str(error.problem or error.context).replace(_TAG, "!!"), error.context_mark
+    if what.startswith("but "):
+        what = f"{error.context}, {what}"
+    elif error.problem and error.context and start is not None:
+        what += f", {error.context} that starts at line {start.line + 1}, column {start.column + 1}"
+    remedy = next((hint for part, hint in _HINTS if part in what), "")
+    return Problem(path=_place(source, error.problem_mark), expected=f"must be YAML: {what}", remedy=remedy)
+
+
+def _place(source: str, mark: yaml.Mark | None) -> str:
+    return f"{source}:{mark.line + 1}:{mark.column + 1}" if mark is not None else source
 
 
 def read_yaml(path: Path) -> Any:
@@ -79,13 +156,30 @@ def read_yaml(path: Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ScenarioError([Problem(path=str(path), expected=f"must be a readable YAML file: {reason}")]) from None
-    if not text.strip():
-        raise ScenarioError([Problem(path=str(path), expected="must hold a scenario", got="an empty file")])
-    return parse_yaml(text, str(path))
+    values = parse_yaml(text, str(path))
+    if values is None:
+        got = "nothing but comments" if text.strip() else "an empty file"
+        raise ScenarioError([Problem(path=str(path), expected="must hold a scenario", got=got)])
+    return values
 
 
-def _steps(path: str) -> list[str | int]:
-    return [int(index) if index else name for name, index in _STEP.findall(path)]
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes whatever text a YAML 1.1 or this module's loader would take for something else."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: [
+        *yaml.SafeDumper.yaml_implicit_resolvers.get(first, []),
+        *_Loader.yaml_implicit_resolvers.get(first, []),
+    ]
+    for first in {**yaml.SafeDumper.yaml_implicit_resolvers, **_Loader.yaml_implicit_resolvers}
+}
+
+
+def dump_yaml(values: Any) -> str:
+    """Return plain values as YAML text that ``parse_yaml`` (and any YAML 1.1 reader) reads back as they were."""
+    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return text
 
 
 def override(raw: Any, overrides: Sequence[str]) -> Any:
@@ -102,32 +196,42 @@ def override(raw: Any, overrides: Sequence[str]) -> Any:
     problems: list[Problem] = []
     for setting in overrides:
         path, equals, text = setting.partition("=")
-        if not equals or not _steps(path):
-            problems.append(Problem(path=f"--set {setting}", expected="must be path=VALUE"))
+        if not equals or not _PATH.fullmatch(path):
+            expected = "must be PATH=VALUE, as in training.lr=0.05 or attacks[0].enabled=false"
+            problems.append(Problem(path=f"--set {setting}", expected=expected))
             continue
+        steps = [int(index) if index else name for name, index in _STEP.findall(path)]
         try:
-            raw = _put(raw, _steps(path), parse_yaml(text, f"--set {path}"))
+            raw = _put(raw, steps, parse_yaml(text, ""), "")
         except ScenarioError as error:
-            problems.extend(error.problems)
-        except (TypeError, IndexError) as error:
-            problems.append(Problem(path=f"--set {path}", expected=str(error)))
+            expected = error.problems[0].expected.replace("must", "the value must", 1)
+            problems.append(Problem(path=f"--set {setting}", expected=expected, remedy=error.problems[0].remedy))
+        except ValueError as error:
+            problems.append(Problem(path=f"--set {setting}", expected=str(error)))
+        except RecursionError:
+            problems.append(Problem(path=f"--set {setting[:60]}...", expected="must not lead that deep"))
     if problems:
         raise ScenarioError(problems)
     return raw
 
 
-def _put(node: Any, steps: list[str | int], value: Any) -> Any:
+def _put(node: Any, steps: list[str | int], value: Any, here: str) -> Any:
+    """Return a copy of a node with a value put below it; ``here`` is the node's own path, for the message."""
     if not steps:
         return value
     head, rest = steps[0], steps[1:]
+    place = here or "the scenario"
     if isinstance(head, int):
         if not isinstance(node, list):
-            raise TypeError(f"[{head}] must follow a list, not {type(node).__name__}")
+            raise ValueError(f"{place} must be a list to have an entry [{head}], got {shown(node)}")
         if head >= len(node):
-            raise IndexError(f"[{head}] is past the end of a list of {len(node)}")
-        return [_put(child, rest, value) if i == head else child for i, child in enumerate(node)]
+            entries = "1 entry" if len(node) == 1 else f"{len(node)} entries"
+            raise ValueError(f"{place} has {entries}, counted from [0]; there is no [{head}]")
+        below = f"{here}[{head}]"
+        return [_put(child, rest, value, below) if i == head else child for i, child in enumerate(node)]
     if node is not None and not isinstance(node, dict):
-        raise TypeError(f"'{head}' must lie in a mapping, not in {type(node).__name__}")
+        hint = f"; name one of its entries, as in {here}[0].{head}" if isinstance(node, list) and here else ""
+        raise ValueError(f"{place} must be a mapping to have a field '{head}', got {shown(node)}{hint}")
     children = dict(node or {})
-    children[head] = _put(children.get(head), rest, value)
+    children[head] = _put(children.get(head), rest, value, f"{here}.{head}" if here else head)
     return children

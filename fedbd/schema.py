@@ -2,7 +2,8 @@
 
 pydantic checks the single values (strictly: no text for a number, no 1 for true); this module walks the nesting, finds
 the method classes by name and words the problems. A field ``method`` is flattened: the method's own fields stand beside
-the plan's, as in ``{name: rnp, every: 5, alpha: 0.2}``.
+the plan's, as in ``{name: rnp, every: 5, alpha: 0.2}``. Where a mapping has a name, the name alone will do:
+``aggregation: mean``, ``cleanup: [rnp]``, ``engine: ray``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import inspect
 import json
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
@@ -20,10 +21,33 @@ from typing import Any, TypeVar
 import pydantic
 
 from fedbd.errors import Problem, ScenarioError
-from fedbd.registry import near_miss, resolve
+from fedbd.registry import METHODS, choice, either, near_miss, resolve
+from fedbd.types import (
+    Aggregator,
+    Attack,
+    Cleanup,
+    DataSource,
+    Detector,
+    LocalDefense,
+    ModelFamily,
+    Partitioner,
+    Trigger,
+)
 
 T = TypeVar("T")
 FLAT = "method"
+CONTRACTS: dict[str, type] = {
+    "data": DataSource,
+    "partition": Partitioner,
+    "model": ModelFamily,
+    "trigger": Trigger,
+    "attack": Attack,
+    "local_defense": LocalDefense,
+    "aggregation": Aggregator,
+    "cleanup": Cleanup,
+    "detection": Detector,
+}
+"""kind -> the Protocol that its methods obey; a third party's class is held to it."""
 
 
 @dataclass(frozen=True)
@@ -54,28 +78,38 @@ class _Slot:
     shape: str  # plain | nested | listed | method
     inner: Any
     optional: bool
+    required: bool
+
+    @property
+    def remedy(self) -> str:
+        """What to do about a null that may not stand here: ``key:`` with nothing behind it is one, too."""
+        return "" if self.required else "leave the field out for its default"
 
 
 @cache
 def _slots(cls: type) -> dict[str, _Slot]:
     hints = typing.get_type_hints(cls, include_extras=True)
-    return {field.name: _slot(hints[field.name]) for field in dataclasses.fields(cls) if field.init}
+    return {
+        field.name: _slot(hints[field.name], field.default is field.default_factory)  # both MISSING
+        for field in dataclasses.fields(cls)
+        if field.init
+    }
 
 
-def _slot(hint: Any) -> _Slot:
+def _slot(hint: Any, required: bool) -> _Slot:
     kind = next((extra.kind for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Kind)), None)
     bare = typing.get_args(hint)[0] if kind is not None else hint
     arms = typing.get_args(bare) if typing.get_origin(bare) in (typing.Union, types.UnionType) else (bare,)
     optional = type(None) in arms
     only = [arm for arm in arms if arm is not type(None)]
     if kind is not None:
-        return _Slot(hint, "method", kind, optional)
+        return _Slot(hint, "method", kind, optional, required)
     if len(only) == 1 and dataclasses.is_dataclass(only[0]):
-        return _Slot(hint, "nested", only[0], optional)
+        return _Slot(hint, "nested", only[0], optional, required)
     items = typing.get_args(only[0]) if typing.get_origin(only[0]) is tuple else ()
     if items and dataclasses.is_dataclass(items[0]):
-        return _Slot(hint, "listed", items[0], optional)
-    return _Slot(hint, "plain", None, optional)
+        return _Slot(hint, "listed", items[0], optional, required)
+    return _Slot(hint, "plain", None, optional, required)
 
 
 def parse(cls: type[T], raw: object, path: str, problems: list[Problem]) -> T | None:
@@ -90,11 +124,15 @@ def parse(cls: type[T], raw: object, path: str, problems: list[Problem]) -> T | 
     Returns:
         The instance, or None if anything in it is wrong.
     """
+    slots = _slots(cls)  # type: ignore[arg-type]
+    named = FLAT in slots or "name" in slots
+    if named and isinstance(raw, str):
+        raw = {"name": raw}
     if not isinstance(raw, dict):
-        problems.append(Problem(path=path, expected="must be a mapping", got=_show(raw)))
+        expected = "must be a name or a mapping with one" if named else "must be a mapping"
+        problems.append(Problem(path=path, expected=expected, got=shown(raw)))
         return None
     before = len(problems)
-    slots = _slots(cls)  # type: ignore[arg-type]
     own = {str(key): value for key, value in raw.items()}
     values: dict[str, Any] = {}
     if FLAT in slots:
@@ -103,22 +141,34 @@ def parse(cls: type[T], raw: object, path: str, problems: list[Problem]) -> T | 
     plain = {name: own[name] for name in slots if name in own and slots[name].shape == "plain"}
     values |= _plain(cls, plain, path, problems)
     for name, slot in slots.items():
-        if name == FLAT or slot.shape == "plain":
-            continue
-        if name in own:
+        if name in own and slot.shape != "plain" and name != FLAT:
             values[name] = _structured(slot, own[name], _join(path, name), problems)
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and field.init and field.name not in own and field.name != FLAT:
-            problems.append(Problem(path=_join(path, field.name), expected="is required"))
-    if len(problems) > before:
+        elif name not in own and slot.required and name != FLAT:
+            problems.append(Problem(path=_join(path, name), expected="is required", remedy=_choices(slot)))
+    return _built(cls, values, path, problems) if len(problems) == before else None
+
+
+def _built(cls: type[T], values: dict[str, Any], path: str, problems: list[Problem]) -> T | None:
+    """Return the instance, or None if it finds something wrong between its own fields."""
+    before = len(problems)
+    try:
+        instance = cls(**values)
+    except (TypeError, ValueError) as error:  # a third party's __post_init__
+        problems.append(Problem(path=path, expected=f"is refused by {cls.__name__}: {error}"))
         return None
-    instance = cls(**values)
     problems.extend(
         Problem(path=_join(path, name) if name else path, expected=sentence)
         for name, sentence in own_problems(instance)
     )
     return instance if len(problems) == before else None
+
+
+def _choices(slot: _Slot) -> str:
+    """Return which methods a required field may name, if it is one for a method."""
+    kind = slot.inner
+    if slot.shape == "nested":
+        kind = _slots(slot.inner)[FLAT].inner if FLAT in _slots(slot.inner) else None
+    return f"name {choice(kind)}" if isinstance(kind, str) else ""
 
 
 def own_problems(instance: object) -> list[tuple[str, str]]:
@@ -128,14 +178,18 @@ def own_problems(instance: object) -> list[tuple[str, str]]:
 
 
 def _structured(slot: _Slot, raw: object, path: str, problems: list[Problem]) -> Any:
-    if raw is None and slot.optional:
+    if raw is None:
+        if not slot.optional:
+            what = {"nested": "a mapping", "method": "a name or a mapping with one", "listed": "a list"}[slot.shape]
+            problems.append(Problem(path=path, expected=f"must be {what}", got="null", remedy=slot.remedy))
         return None
     if slot.shape == "nested":
         return parse(slot.inner, raw, path, problems)
     if slot.shape == "method":
         return _method(slot.inner, raw, path, problems)
     if not isinstance(raw, list):
-        problems.append(Problem(path=path, expected="must be a list of mappings", got=_show(raw)))
+        remedy = "begin each entry with a dash" if isinstance(raw, dict) else ""
+        problems.append(Problem(path=path, expected="must be a list of mappings", got=shown(raw), remedy=remedy))
         return None
     return tuple(parse(slot.inner, item, f"{path}[{i}]", problems) for i, item in enumerate(raw))
 
@@ -143,7 +197,7 @@ def _structured(slot: _Slot, raw: object, path: str, problems: list[Problem]) ->
 def _method(kind: str, raw: object, path: str, problems: list[Problem]) -> Method | None:
     entry = {"name": raw} if isinstance(raw, str) else raw
     if not isinstance(entry, dict):
-        problems.append(Problem(path=path, expected="must be a mapping with a name", got=_show(raw)))
+        problems.append(Problem(path=path, expected="must be a name or a mapping with one", got=shown(raw)))
         return None
     cls = _class(kind, entry, path, problems)
     if cls is None:
@@ -174,18 +228,37 @@ def _class(kind: str, raw: dict[str, Any], path: str, problems: list[Problem]) -
     where = _join(path, "name")
     name = raw.get("name")
     if not isinstance(name, str):
-        got = None if name is None else _show(name)
-        problems.append(Problem(path=where, expected="is required" if name is None else "must be text", got=got))
+        if name is None:
+            problems.append(Problem(path=where, expected="is required", remedy=f"name {choice(kind)}"))
+        else:
+            problems.append(Problem(path=where, expected=f"must be {choice(kind)}", got=shown(name)))
         return None
     try:
         cls = resolve(kind, name, where)
     except ScenarioError as error:
         problems.extend(error.problems)
         return None
-    if not dataclasses.is_dataclass(cls):
-        problems.append(Problem(path=where, expected="must name a frozen dataclass", got=_show(name)))
+    expected, remedy = _unfit(kind, cls) if name not in METHODS[kind] else ("", "")
+    if expected:
+        problems.append(Problem(path=where, expected=expected, got=shown(name), remedy=remedy))
         return None
     return cls
+
+
+def _unfit(kind: str, cls: Any) -> tuple[str, str]:
+    """Return why a third party's class cannot be a method of a kind, and a remedy; empty if it can."""
+    if not isinstance(cls, type) or not dataclasses.is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        return "must name a frozen dataclass", "write @dataclass(frozen=True, kw_only=True) above the class"
+    contract = CONTRACTS[kind]
+    missing = [name for name in vars(contract) if not name.startswith("_") and not hasattr(cls, name)]
+    if missing:
+        return f"must name a method of kind {kind} (fedbd.types.{contract.__name__})", f"it lacks {', '.join(missing)}"
+    try:
+        _checker(cls)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        return f"must have fields of types that YAML can give ({type(error).__name__}: {reason})", ""
+    return "", ""
 
 
 def _unknown(raw: dict[str, Any], known: list[str], path: str, problems: list[Problem]) -> None:
@@ -206,53 +279,85 @@ def _plain(cls: type, raw: dict[str, Any], path: str, problems: list[Problem]) -
     try:
         checked = _checker(cls).model_validate_json(json.dumps(raw, default=str))
     except pydantic.ValidationError as error:
+        places: dict[str, list[Any]] = {}  # a union gives one complaint for each of its arms
         for detail in error.errors(include_url=False):
-            problems.append(_worded(detail, path, raw))
+            places.setdefault(_place(detail["loc"], path, raw), []).append(detail)
+        slots = {_join(path, name): slot for name, slot in _slots(cls).items()}
+        problems.extend(_worded(place, details, slots.get(place)) for place, details in places.items())
         return {}
     return {name: getattr(checked, name) for name in raw}
 
 
-_WORDS = {
-    "int_type": "must be an integer",
-    "int_from_float": "must be an integer",
-    "int_parsing": "must be an integer",
-    "float_type": "must be a number",
-    "finite_number": "must be a finite number",
-    "string_type": "must be text",
-    "bool_type": "must be true or false",
-    "tuple_type": "must be a list",
-    "list_type": "must be a list",
-    "dict_type": "must be a mapping",
+def _place(steps: Sequence[int | str], path: str, raw: Any) -> str:
+    """Return where a complaint belongs: pydantic's steps, as far as the user's values go (then come arms of unions)."""
+    for step in steps:
+        if isinstance(raw, dict) and step in raw:
+            path, raw = _join(path, str(step)), raw[str(step)]
+        elif isinstance(raw, list) and isinstance(step, int):
+            path, raw = f"{path}[{step}]", raw[step]
+        else:
+            break
+    return path
+
+
+_WANTED = {
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "int_parsing": "an integer",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "none_required": "null",
 }
+_SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
-def _worded(detail: Any, path: str, raw: dict[str, Any]) -> Problem:
-    context = detail.get("ctx", {})
+def _worded(place: str, details: list[Any], slot: _Slot | None) -> Problem:
+    """Return one problem for all that pydantic says of one place; ``slot`` is its field, if it is a whole one."""
+    wanted = list(dict.fromkeys(_wanted(detail) for detail in details))
+    if "a number" in wanted and "an integer" in wanted:
+        wanted.remove("an integer")
+    if slot is not None and slot.optional and "null" not in wanted:
+        wanted.append("null")
+    if len(wanted) > 1 and "true or false" in wanted:
+        wanted = [want for want in wanted if want != "true or false"] + ["true", "false"]
+    value, first = details[0]["input"], details[0]
     remedy = ""
-    expected = _WORDS.get(detail["type"], "")
-    if detail["type"] == "literal_error":
-        choices = context["expected"].replace("'", "").replace(" or ", ", ")
-        expected = f"must be one of {choices}"
-        remedy = near_miss(str(detail["input"]), choices.split(", "))
-    for key, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")):
+    if first["type"] == "literal_error":
+        remedy = near_miss(str(value), _literals(first))
+    elif value is None and slot is not None:
+        remedy = slot.remedy
+    elif wanted[0] == "text" and isinstance(value, bool | int | float):
+        remedy = "put it in quotes"
+    expected = "must not be empty" if first["type"] in ("string_too_short", "too_short") else f"must be {either(wanted)}"
+    return Problem(path=place, expected=expected, got=shown(value), remedy=remedy)
+
+
+def _wanted(detail: Any) -> str:
+    context = detail.get("ctx", {})
+    for key, sign in _SIGNS.items():
         if key in context:
-            expected = f"must be {sign} {context[key]:g}"
-    if detail["type"] in ("string_too_short", "too_short"):
-        expected = "must not be empty"
-    where = path
-    for step in detail["loc"]:
-        if isinstance(step, int):
-            where = f"{where}[{step}]"
-        elif step in raw or where == path:
-            where = _join(where, str(step))
-    return Problem(path=where, expected=expected or detail["msg"], got=_show(detail["input"]), remedy=remedy)
+            return f"{sign} {context[key]:g}"
+    if detail["type"] == "literal_error":
+        return either(_literals(detail))
+    fallback: str = detail["msg"].removeprefix("Input should be ")
+    return _WANTED.get(detail["type"], fallback)
+
+
+def _literals(detail: Any) -> list[str]:
+    return str(detail["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
 
 
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _show(value: object) -> str:
+def shown(value: object) -> str:
+    """Return a plain value as a message shows it: short ones themselves, lists and mappings by their kind."""
     if isinstance(value, str):
         return repr(value if len(value) <= 60 else value[:57] + "...")
     if value is None or isinstance(value, bool):

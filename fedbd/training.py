@@ -46,6 +46,10 @@ class TrainingPlan:
     lr_decay: Annotated[float, Gt(0), Le(1)] = 1.0
     augment: Literal["none", "crop_flip"] = "none"
 
+    def problems(self) -> list[tuple[str, str]]:
+        """Return what is wrong between the fields."""
+        return [("nesterov", "needs a momentum above 0")] if self.nesterov and self.momentum == 0 else []
+
     def rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch (0-based)."""
         return self.lr * self.lr_gamma ** (epoch // self.lr_step) if self.lr_step else self.lr
@@ -84,10 +88,10 @@ def crop_flip(images: Tensor, rng: torch.Generator, padding: int = 4) -> Tensor:
 
 
 def memory_format_of(model: nn.Module) -> torch.memory_format:
-    """Return the memory format that a model was put in (its widest convolution weight tells)."""
+    """Return the memory format that a model was put in (its first convolution weight that is not both tells)."""
     for entry in model.parameters():
-        if entry.dim() == 4 and entry.numel() > max(entry.shape):
-            last = entry.is_contiguous(memory_format=torch.channels_last) and not entry.is_contiguous()
+        last = entry.dim() == 4 and entry.is_contiguous(memory_format=torch.channels_last)
+        if entry.dim() == 4 and last != entry.is_contiguous():
             return torch.channels_last if last else torch.contiguous_format
     return torch.contiguous_format
 

@@ -51,8 +51,8 @@ class Ckks:
     """Sums under one CKKS key that all clients share and the server lacks.
 
     Attributes:
-        parameters: ``n4096``: primes of 54 and 55 bits, scale 2**40, 128-bit security, 30.2 bytes per value.
-            ``n8192``: 58 and 58 bits, scale 2**44, 256-bit security, 31.1 bytes per value, a tenth of the noise.
+        parameters: ``n4096``: primes of 54 and 55 bits, scale 2**40, 128-bit security, 30.5 bytes per value.
+            ``n8192``: 58 and 58 bits, scale 2**44, 256-bit security, 31.2 bytes per value, a tenth of the noise.
         grid_bits: Values are rounded to multiples of 2**-grid_bits.
     """
 
@@ -93,10 +93,17 @@ class Ckks:
         bound, half = self.noise_bound(clients), 2.0 ** -(self.grid_bits + 1)
         if half > bound:
             return []
-        fits = math.ceil(-math.log2(bound)) - 2
-        remedy = f"use at most {fits}" + (" or parameters: n8192" if self.parameters == "n4096" else "")
+        remedy = f"use at most {_finest(bound)}"
+        if self.parameters == "n4096":
+            finer = _finest(Ckks(parameters="n8192").noise_bound(clients))
+            remedy += f" or, with parameters: n8192, at most {min(finer, _GRID_RANGE[1])}"
         sentence = f"half a grid step ({half:.3g}) must exceed the noise of {clients} clients ({bound:.3g}); {remedy}"
         return [("grid_bits", sentence)]
+
+
+def _finest(bound: float) -> int:
+    """Return the most grid bits with which half a step still exceeds a noise bound."""
+    return math.ceil(-math.log2(bound)) - 2
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ CIPHERTEXT, KEY = b"FBCT", b"FBSK"
 _STAMP = struct.Struct("<4sHHBBBx")  # magic, version, then the figures
 _EXTENT = struct.Struct("<QI")  # number of values, CRC-32 of what follows
 _LENGTH = struct.Struct("<I")
+_STEP = 1024
 STAMP_BYTES = _STAMP.size
 
 
@@ -55,8 +56,12 @@ def read_stamp(magic: bytes, blob: Blob, what: str) -> Figures:
 
 
 def pack(figures: Figures, size: int, parts: Sequence[bytes]) -> bytes:
-    """Return a ciphertext of ``size`` values, cut into ``parts``, as one blob."""
-    body = b"".join(piece for part in parts for piece in (_LENGTH.pack(len(part)), part))
+    """Return a ciphertext of ``size`` values, cut into ``parts``, as one blob.
+
+    Slices are padded with zeros to full kibibytes: SEAL compresses them, to a length that varies by some bytes with the
+    randomness in them, and neither the traffic nor a run's record should depend on that.
+    """
+    body = b"".join(piece for part in parts for piece in (_LENGTH.pack(len(part)), part, bytes(_padding(len(part)))))
     return b"".join((stamp(CIPHERTEXT, figures), _EXTENT.pack(size, zlib.crc32(body)), body))
 
 
@@ -93,7 +98,12 @@ def _split(body: memoryview) -> Iterator[memoryview]:
     while at < len(body):
         start = at + _LENGTH.size
         length = _LENGTH.unpack_from(body, at)[0] if start <= len(body) else 0
-        at = start + length
+        at = start + length + _padding(length)
         if at > len(body):
             raise SecureSumFailed(f"ciphertext: a slice ends {at - len(body)} bytes beyond the end")
-        yield body[start:at]
+        yield body[start : start + length]
+
+
+def _padding(length: int) -> int:
+    """Return the zeros after a slice of so many bytes."""
+    return -(_LENGTH.size + length) % _STEP

@@ -11,8 +11,9 @@ from torch import Tensor
 def log_odds_against(logits: Tensor, labels: Tensor) -> NDArray[np.float64]:
     """Return ``log((1 - p) / p)`` of each sample, with p the softmax probability of its given label.
 
-    It ranks as cross-entropy does and is near normal over the samples of a class (N. Carlini et al., "Membership
-    Inference Attacks From First Principles", 2021, https://arxiv.org/abs/2112.03570, section 4, with the sign turned).
+    It ranks as cross-entropy does and is near normal over the samples of a class: the logit scaling, with the sign
+    turned, of N. Carlini et al., "Membership Inference Attacks From First Principles", 2021,
+    https://arxiv.org/abs/2112.03570.
 
     Args:
         logits: (N, C) in any float dtype; computed on in float64.

@@ -18,6 +18,7 @@ import fedbd
 Scalar = str | int | float | bool
 """What Flower's run configuration holds."""
 
+_PORTS = range(20000, 32768)
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 _LOG_LINE = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL)\s*:")
@@ -116,11 +117,11 @@ def _scripts() -> Path:
 def free_ports(count: int) -> list[int]:
     """Return ``count`` different TCP ports that are free on 127.0.0.1 now.
 
-    They lie below the range from which the system takes ports for outgoing connections, so that none of those
-    takes one before its owner has started.
+    They lie above the range that a Ray cluster takes its workers' ports from and below the one that the system takes
+    ports for outgoing connections from, so that neither takes one before its owner has started.
     """
     ports: list[int] = []
-    for port in random.SystemRandom().sample(range(10000, 32768), 20000):
+    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
         if len(ports) == count:
             break
         with socket.socket() as probe:
@@ -166,7 +167,7 @@ def last_error(log: str) -> str:
 
 
 def last_words(log: str) -> str:
-    """Return the last three lines of a log without colors, or the whole box that the command line drew around an error."""
+    """Return the last three lines of a log without colors, or all that ``flwr`` drew a box around."""
     lines = _COLOR.sub("", log).rstrip().splitlines()
     top = max((number for number, line in enumerate(lines) if line.startswith("╭─ Error")), default=None)
     if top is not None and lines[-1].startswith("╰"):

@@ -20,6 +20,8 @@ from fedbd.seeding import numpy_rng
 from fedbd.sums import Row
 
 DECRYPTORS = 2
+SLACK = 1.25
+"""6 sigma are exceeded once in a billion values; a sum under a wrong key lies anywhere between grid points."""
 
 
 class Opened(NamedTuple):
@@ -38,7 +40,7 @@ class Opened(NamedTuple):
     sizes: tuple[int, int]
 
 
-def decrypted(grid: OrderedGrid, fold: Fold, round_: int, seed: int, timeout: float) -> Opened:
+def decrypted(grid: OrderedGrid, fold: Fold, round_: int, seed: int, timeout: float, noise_bound: float) -> Opened:
     """Return the opened sums.
 
     Args:
@@ -47,9 +49,10 @@ def decrypted(grid: OrderedGrid, fold: Fold, round_: int, seed: int, timeout: fl
         round_: The round.
         seed: Draws who is asked.
         timeout: Seconds for the exchange.
+        noise_bound: What the noise of the largest sum does not exceed (6 sigma), in value units.
 
     Raises:
-        SecureSumFailed: If a decryptor fails or the two disagree.
+        SecureSumFailed: If a decryptor fails, the two disagree, or what they found is no sum under their key.
     """
     accepted = sorted(fold.accepted)
     if len(accepted) < DECRYPTORS:
@@ -71,6 +74,11 @@ def decrypted(grid: OrderedGrid, fold: Fold, round_: int, seed: int, timeout: fl
         )
     _compare(answers, asked, round_)
     noise = max(float(cast(float, reply.content["noise"]["largest"])) for reply in replies)
+    if noise > SLACK * noise_bound:
+        raise SecureSumFailed(
+            f"round {round_}: decrypted values lie up to {noise:.1e} off the grid, where the noise is at most "
+            f"{noise_bound:.1e}: a client encrypted under another key, or sent no ciphertext of its update"
+        )
     sizes = (sum(payload_bytes(r.content) for r in replies), sum(payload_bytes(r.content) for r in requests))
     return Opened({int(bucket): row for bucket, row in answers[0].items()}, asked, noise, sizes)
 

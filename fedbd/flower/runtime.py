@@ -81,7 +81,8 @@ def run_app(
         node_config: Gives more entries of client p's node config; ``deployment`` only.
         server_env: Environment variables for the SuperLink and the server app.
         client_env: Environment variables for the SuperNodes and the client app. In ``deployment`` neither side sees the
-            other's, even where the caller's environment has them; in ``ray`` all is one process tree and sees both.
+            other's, even where the caller's environment has them. In ``ray`` all is one process tree and sees both; but
+            the clients on a cluster (``ray_address``) have the environment that the cluster was started with.
         client_cpus: CPUs that Ray reserves for a client, at least 1 (Flower takes whole numbers).
         client_gpus: GPUs, or the share of one, that Ray reserves for a client.
         workers: Clients that Ray runs at once, GPUs permitting; None for as many as there are CPUs, up to ``clients``.

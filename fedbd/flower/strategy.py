@@ -27,7 +27,7 @@ from fedbd.flower.decryption import Opened, decrypted
 from fedbd.flower.folding import Fold, Weighing
 from fedbd.flower.mods import SECURE
 from fedbd.flower.proxies import CohortGrid, OrderedGrid
-from fedbd.params import Layout, is_weight, join, layout_of, split
+from fedbd.params import Layout, join, layout_of, split
 from fedbd.seeding import numpy_rng, torch_rng
 from fedbd.sums import bucket_of, mean_of
 from fedbd.types import Aggregator, Cohort, Memory, Need, Notes, TrustedData, Vector
@@ -272,7 +272,9 @@ class DefendedStrategy(Strategy):
 
     def _opened(self, now: _Round) -> Opened:
         if self.secure_sum is not None:
-            return decrypted(now.grid, now.fold, now.number, self.seed, self.timeout)
+            largest = max(Counter(now.fold.bucket[client] for client in now.fold.accepted).values())
+            bound = float(self.secure_sum.noise_bound(largest))
+            return decrypted(now.grid, now.fold, now.number, self.seed, self.timeout, bound)
         return Opened(dict(sorted(now.fold.totals.items())), (), None, (0, 0))
 
     def _check(self, now: _Round) -> None:
@@ -336,18 +338,16 @@ class DefendedStrategy(Strategy):
     def _step(self, server_round: int, now: _Round, delta: Vector) -> ArrayRecord:
         """Hand the inner strategy one synthetic reply; integer buffers keep the global model's values."""
         proposed = (now.fold.start + np.float32(self.server_rate) * delta).astype(np.float32)
-        floats = split(proposed, now.layout)
-        content = RecordDict({"arrays": pack_all(floats), "metrics": MetricRecord({"num-examples": 1})})
+        metrics = MetricRecord({"num-examples": 1})
+        content = RecordDict({"arrays": self._arrays(now, proposed), "metrics": metrics})
         node = now.grid.nodes()[now.cohort[0]]
         request = Message(RecordDict(), dst_node_id=node, message_type="train")
         reply = Message(content, reply_to=request)
-        whole = getattr(self.strategy, "current_arrays", None)
-        if whole is not None:  # adaptive strategies compare with what they sent: floats only
-            self.strategy.current_arrays = {name: whole[name] for name in now.layout.names}  # type: ignore[attr-defined]
         arrays, _ = self.strategy.aggregate_train(server_round, [reply])
         if arrays is None:
             raise RunFailed(f"round {server_round}: {type(self.strategy).__name__} returned no weights")
-        stepped = {name: np.asarray(array, np.float32) for name, array in view_all(arrays).items() if is_weight(array)}
+        after = view_all(arrays)
+        stepped = {name: np.asarray(after[name], np.float32) for name in now.layout.names}
         return self._arrays(now, join(stepped, now.layout))
 
     def configure_evaluate(

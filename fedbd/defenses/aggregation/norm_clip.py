@@ -1,7 +1,7 @@
 """Norm clipping: no update counts with more than a fixed length.
 
 Z. Sun, P. Kairouz, A. T. Suresh, H. B. McMahan, "Can You Really Backdoor Federated Learning?", 2019,
-https://arxiv.org/abs/1911.07963, section 5.1 ("norm thresholding of updates").
+https://arxiv.org/abs/1911.07963 ("norm thresholding of updates").
 
 Differs from the paper: without its Gaussian noise; the mean keeps the cohort's weights (the paper's clients weigh the
 same); ``where: client`` moves the clip to the clients, so that it works under one encrypted sum.

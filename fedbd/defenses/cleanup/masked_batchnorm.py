@@ -31,7 +31,7 @@ class MaskedBatchNorm2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, C, H, W) of (N, C, H, W).
 
-        Train mode normalizes by the batch and leaves the running statistics alone: the network with masks is thrown away.
+        Train mode normalizes by the batch and leaves the running statistics alone: nobody uses this network later.
         """
         norm = self.norm
         running = (None, None) if self.training else (norm.running_mean, norm.running_var)
@@ -63,8 +63,8 @@ def recover_masks(
 ) -> Masks:
     """Learn which channels of an unlearned model must be dimmed for it to get clean data right again.
 
-    Only the masks are trained, by SGD on ``alpha`` times the cross-entropy, in train mode, clamped to [0, 1] after every
-    step.
+    Only the masks are trained, by SGD on ``alpha`` times the cross-entropy, in train mode, clamped to [0, 1] after
+    every step.
 
     Args:
         model: The unlearned model; left untouched.
@@ -89,11 +89,12 @@ def recover_masks(
     for epoch in range(plan.epochs):
         for group in optimizer.param_groups:
             group["lr"] = plan.rate(epoch)
-        for index in torch.randperm(len(data), generator=rng).split(plan.batch_size):
+        for index in torch.split(torch.randperm(len(data), generator=rng), plan.batch_size):
             x, y = data.batch(index)
             x = crop_flip(x, rng) if plan.augment == "crop_flip" else x
             optimizer.zero_grad(set_to_none=True)
-            (alpha * F.cross_entropy(network(x.contiguous(memory_format=layout)), y)).backward()
+            loss = alpha * F.cross_entropy(network(x.contiguous(memory_format=layout)), y)
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             with torch.no_grad():
                 for mask in masks:
@@ -115,8 +116,8 @@ def prune(model: nn.Module, masks: Masks, threshold: float) -> tuple[nn.Module, 
     pruned, count = copy.deepcopy(model), 0
     for name, mask in masks.items():
         off = mask.astype(np.float64) <= threshold
-        norm = pruned.get_submodule(name)
+        scale = pruned.get_parameter(f"{name}.weight" if name else "weight")
         with torch.no_grad():
-            norm.weight[torch.from_numpy(off).to(norm.weight.device)] = 0.0  # type: ignore[index, union-attr, operator]
+            scale[torch.from_numpy(off).to(scale.device)] = 0.0
         count += int(off.sum())
     return pruned, count

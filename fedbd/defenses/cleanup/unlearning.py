@@ -1,7 +1,7 @@
 """Unlearning of clean data by gradient ascent: what a backdoored model keeps is its backdoor.
 
-Y. Li, X. Lyu, X. Ma, N. Koren, L. Lyu, B. Li, Y. Jiang, "Reconstructive Neuron Pruning for Backdoor Defense", ICML 2023,
-https://arxiv.org/abs/2305.14876, section 3.2; code https://github.com/bboylyg/RNP.
+Y. Li, X. Lyu, X. Ma, N. Koren, L. Lyu, B. Li, Y. Jiang, "Reconstructive Neuron Pruning for Backdoor Defense", ICML
+2023, https://arxiv.org/abs/2305.14876; code https://github.com/bboylyg/RNP.
 
 Differs from the paper: the stop is the code's (running accuracy of an epoch in train mode, 0.20 by default; the paper
 goes to chance). The code clips gradients before it computes them, which does nothing; here nothing is clipped.
@@ -21,6 +21,12 @@ from torch import nn
 from fedbd.metrics import predict
 from fedbd.training import TrainingPlan, crop_flip, memory_format_of, sgd
 from fedbd.types import Samples
+
+STEP = 10
+"""Epochs after which the code takes a tenth of the learning rate."""
+
+HALVED = 2.0
+"""How many times the stop the accuracy must be at the start, so that reaching the stop means something."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,18 @@ def unlearn(model: nn.Module, data: Samples, plan: TrainingPlan, stop: float, rn
         model: Left untouched.
         data: Clean samples.
         plan: Most epochs, rates, batches and augmentation.
-        stop: Training ends after the first epoch whose running accuracy (each batch judged in train mode before its step)
-            is at most this. Ascent passes chance on its way to 0, so that values below 1 / classes are reached, too.
+        stop: Training ends after the first epoch whose running accuracy (each batch judged in train mode before its
+            step) is at most this. Ascent passes chance on its way to 0: values below 1 / classes are reached, too. A
+            model that gets less than ``HALVED`` times as much right before the ascent has nothing to unlearn.
         rng: Draws orders and augmentation.
     """
+    start = _accuracy(model, data, plan, rng)
+    if start < HALVED * stop:
+        reason = (
+            f"accuracy on the trusted set is {start:.3f} before the unlearning, too close to the stop of {stop:g}: the "
+            "model is not trained yet, or augment shows it images that it does not know (set augment: none)"
+        )
+        return Unlearned(copy.deepcopy(model).eval(), False, (), reason)
     trained = copy.deepcopy(model).train()
     optimizer = sgd(trained, plan)
     layout = memory_format_of(trained)
@@ -63,7 +77,7 @@ def unlearn(model: nn.Module, data: Samples, plan: TrainingPlan, stop: float, rn
         for group in optimizer.param_groups:
             group["lr"] = plan.rate(epoch)
         right, finite = 0, True
-        for index in torch.randperm(len(data), generator=rng).split(plan.batch_size):
+        for index in torch.split(torch.randperm(len(data), generator=rng), plan.batch_size):
             x, y = data.batch(index)
             x = crop_flip(x, rng) if plan.augment == "crop_flip" else x
             optimizer.zero_grad(set_to_none=True)
@@ -80,10 +94,16 @@ def unlearn(model: nn.Module, data: Samples, plan: TrainingPlan, stop: float, rn
         if accuracy[-1] <= stop:
             return Unlearned(trained.eval(), True, tuple(accuracy))
     reason = (
-        f"accuracy on the trusted set is {accuracy[-1]:.3f} after {plan.epochs} epochs of unlearning and was to fall to "
-        f"{stop:g}: raise unlearn_epochs, unlearn_lr or unlearn_stop, or give it more trusted data (steps per epoch)"
+        f"accuracy on the trusted set is {accuracy[-1]:.3f} after {plan.epochs} epochs of unlearning, above the "
+        f"stop of {stop:g}: raise unlearn_epochs, unlearn_lr or unlearn_stop, or lower batch_size"
     )
     return Unlearned(trained.eval(), False, tuple(accuracy), reason)
+
+
+def _accuracy(model: nn.Module, data: Samples, plan: TrainingPlan, rng: torch.Generator) -> float:
+    """Return accuracy in eval mode on images augmented as in the ascent."""
+    stamp = (lambda x: crop_flip(x, rng)) if plan.augment == "crop_flip" else None
+    return float(np.mean(predict(model, data, stamp=stamp, threads=1) == data.labels.cpu().numpy()))
 
 
 def _is_finite(model: nn.Module) -> bool:
@@ -95,5 +115,6 @@ def modal_prediction(model: nn.Module, data: Samples) -> tuple[int, float]:
 
     On clean data the unlearned model of a backdoored one predicts the target label nearly always.
     """
-    counts = np.bincount(predict(model, data))
-    return int(counts.argmax()), float(counts.max() / counts.sum())
+    predicted = predict(model, data)
+    counts = np.bincount(predicted[predicted >= 0], minlength=1)
+    return int(counts.argmax()), float(counts.max() / len(predicted))

@@ -1,9 +1,9 @@
 """Sample detection with RNP's unlearned model: what it still classifies as labeled is what the trigger drives.
 
-Y. Li, X. Lyu, X. Ma, N. Koren, L. Lyu, B. Li, Y. Jiang, "Reconstructive Neuron Pruning for Backdoor Defense", ICML 2023,
-https://arxiv.org/abs/2305.14876, abstract and section 4.4 (the unlearned model detects backdoored samples).
+Y. Li, X. Lyu, X. Ma, N. Koren, L. Lyu, B. Li, Y. Jiang, "Reconstructive Neuron Pruning for Backdoor Defense", ICML
+2023, https://arxiv.org/abs/2305.14876, whose abstract names this use of the unlearned model.
 
-Differs from the paper: its authors published no code for this use, so the score is ours.
+Differs from the paper: its authors published no code for this use; the scores are fedbd's own reading.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from numpy.typing import NDArray
 from torch import nn
 
-from fedbd.defenses.cleanup.rnp import ascent_plan
-from fedbd.defenses.cleanup.unlearning import modal_prediction, unlearn
+from fedbd.defenses.cleanup.unlearning import STEP, modal_prediction, unlearn
 from fedbd.defenses.losses import cross_entropy, log_odds_against
 from fedbd.errors import MethodRefused
 from fedbd.metrics import logits
+from fedbd.training import TrainingPlan
 from fedbd.types import Notes, Samples, TrustedData
 
 
@@ -30,7 +30,7 @@ class RnpUnlearned:
     """Scores a sample by how well the unlearned model still knows its given label.
 
     Attributes:
-        score: ``logit``: the label's logit. ``loss``: minus the cross-entropy. Both of the unlearned model, in float64.
+        by: ``logit``: the label's logit. ``loss``: minus the cross-entropy. Both of the unlearned model, in float64.
         unlearn_lr: See ``cleanup.rnp.RNP``, as for the fields below.
         unlearn_epochs: Most epochs of ascent.
         unlearn_stop: Running accuracy on the trusted set at which the ascent ends.
@@ -40,16 +40,57 @@ class RnpUnlearned:
         augment: Of the ascent.
     """
 
-    score: Literal["logit", "loss"] = "loss"
+    by: Literal["logit", "loss"] = "loss"
     unlearn_lr: Annotated[float, Gt(0)] = 0.01
     unlearn_epochs: Annotated[int, Ge(1)] = 20
-    unlearn_stop: Annotated[float, Ge(0), Lt(1)] = 0.2
+    unlearn_stop: Annotated[float, Ge(0), Le(0.5)] = 0.2
     batch_size: Annotated[int, Ge(1)] = 128
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     weight_decay: Annotated[float, Ge(0)] = 5e-4
-    augment: Literal["none", "crop_flip"] = "crop_flip"
+    augment: Literal["none", "crop_flip"] = "none"
 
     @property
     def needs_trusted(self) -> bool:
         """It trains on clean data."""
         return True
+
+    def score(
+        self, model: nn.Module, data: Samples, trusted: TrustedData | None, rng: torch.Generator
+    ) -> tuple[NDArray[np.float64], Notes]:
+        """Score samples with an unlearned copy of a model.
+
+        Args:
+            model: Left untouched.
+            data: The samples with their labels as given or, for incoming inputs, as ``model`` predicts them.
+            trusted: The unlearning uses ``fit``, the target label ``validate``.
+            rng: Draws orders and augmentation.
+
+        Returns:
+            (N,) float64, higher is more suspicious, and notes: ``unlearning``, ``target`` (the class that the unlearned
+            model predicts most often on clean data) and ``target_share``.
+
+        Raises:
+            MethodRefused: Without trusted data, or if the unlearning fails: a model that did not unlearn ranks by how
+                easy a sample is.
+        """
+        if trusted is None or min(len(trusted.fit), len(trusted.validate)) == 0:
+            raise MethodRefused("rnp_unlearned unlearns trusted data and there are none; add trusted: {size: 500}")
+        plan = TrainingPlan(
+            epochs=self.unlearn_epochs,
+            batch_size=self.batch_size,
+            lr=self.unlearn_lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            lr_step=STEP,
+            augment=self.augment,
+        )
+        unlearned = unlearn(model, trusted.fit, plan, self.unlearn_stop, rng)
+        if not unlearned.reached:
+            raise MethodRefused(f"rnp_unlearned: {unlearned.reason}")
+        target, share = modal_prediction(unlearned.model, trusted.validate)
+        out = logits(unlearned.model, data)
+        notes: Notes = {"unlearning": unlearned.as_notes(), "target": target, "target_share": share}
+        if self.by == "logit":
+            own = out.to(torch.float64).gather(1, data.labels.cpu()[:, None])[:, 0]
+            return own.numpy(), notes
+        return -cross_entropy(log_odds_against(out, data.labels)), notes

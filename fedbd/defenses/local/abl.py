@@ -1,7 +1,7 @@
 """Anti-backdoor learning, in a federation: isolate what is learned too fast, then unlearn it.
 
 Y. Li, X. Lyu, N. Koren, L. Lyu, B. Li, X. Ma, "Anti-Backdoor Learning: Training Clean Models on Poisoned Data",
-NeurIPS 2021, https://arxiv.org/abs/2110.11571, sections 3.2 and 3.3; code https://github.com/bboylyg/ABL.
+NeurIPS 2021, https://arxiv.org/abs/2110.11571; code https://github.com/bboylyg/ABL.
 
 Differs from the paper:
 
@@ -90,7 +90,7 @@ class ABL:
         confidence: ``mixture``: unlearn only if the isolated samples are a mode of their own
             (``isolation.mixture_confidence``). It needs clean samples of the target label beside the poisoned ones: a
             client that has none is not unlearned. null: always unlearn.
-        separation: Ashman's D from which two modes count as apart. Measured on the digits, 500 to 1,200 images a client:
+        separation: Ashman's D from which two modes count as apart. Measured on digits, 500 to 1,200 images a client:
             at 3.5 the test passes on 3 % of 112 clean IID clients and 4 % of 224 clean skewed ones (Dirichlet 0.5 and
             0.1), and on 43 % and 71 % of IID clients with 10 % and 20 % poison; at 2 on 23 % of the skewed ones.
         coverage: Share of the isolated samples that must lie in such a mode.

@@ -13,7 +13,7 @@ FEWEST = 20
 """Images of a label below which two modes cannot be told from chance."""
 
 VERY_STRONG = 10.0
-"""Smallest advantage in BIC: "very strong" evidence (R. Kass, A. Raftery, "Bayes Factors", 1995, section 3.2)."""
+"""Smallest advantage in BIC: "very strong" evidence (R. Kass, A. Raftery, "Bayes Factors", 1995)."""
 
 _FLOOR = 0.1
 """Smallest deviation of a component, as a share of the whole's: two close points are no mode."""

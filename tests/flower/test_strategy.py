@@ -1,0 +1,354 @@
+"""DefendedStrategy with a toy app: what it sums, whom it refuses, and that it is plain FedAvg where nothing is asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedMedian, FedYogi
+
+from fedbd.crypto.agent_client import start_agent
+from fedbd.crypto.ckks import Ckks
+from fedbd.defenses.aggregation.mean import Mean
+from fedbd.defenses.aggregation.median import Median
+from fedbd.errors import ClientFailed, SecureSumFailed, UserError
+from fedbd.flower.arrays import pack_all, view_all
+from fedbd.flower.executors import SerialExecutor
+from fedbd.flower.folding import Weighing
+from fedbd.flower.local_grid import LocalGrid
+from fedbd.flower.mods import CIPHERTEXT, SECURE, protocol_mod
+from fedbd.flower.strategy import DefendedStrategy, Outcome
+
+CLIENTS = 6
+START = {
+    "w": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4),
+    "b": np.zeros(5, np.float32),
+    "count": np.array(7, np.int64),
+}
+
+
+def step_of(client: int) -> np.ndarray[Any, Any]:
+    return np.random.Generator(np.random.PCG64(client)).normal(0, 0.3, (3, 4)).astype(np.float32)
+
+
+Change = Callable[[int, dict[str, Any], dict[str, Any]], None]
+
+
+def app(change: Change | None = None) -> ClientApp:
+    """A client adds its own step to ``w`` and counts up the integer buffer; ``change`` spoils its reply."""
+    toy = ClientApp(mods=[protocol_mod])
+
+    @toy.train()
+    def train(message: Message, context: Context) -> Message:
+        client = int(context.node_config["partition-id"])
+        arrays = {name: array.copy() for name, array in view_all(message.content["arrays"]).items()}
+        arrays["w"] += step_of(client)
+        arrays["count"] += 1
+        metrics: dict[str, Any] = {"num-examples": 10 * (client + 1)}
+        if change is not None:
+            change(client, arrays, metrics)
+        content = RecordDict({"arrays": pack_all(arrays), "metrics": MetricRecord(metrics)})
+        return Message(content, reply_to=message)
+
+    return toy
+
+
+def rounds(strategy: DefendedStrategy, toy: ClientApp, count: int = 2) -> dict[str, np.ndarray[Any, Any]]:
+    with SerialExecutor(lambda: toy) as executor:
+        grid = LocalGrid(executor, CLIENTS)
+        result = strategy.start(grid, pack_all(START), num_rounds=count, timeout=30)
+    return {name: array.copy() for name, array in view_all(result.arrays).items()}
+
+
+def fedavg() -> FedAvg:
+    return FedAvg(fraction_evaluate=0.0)
+
+
+def test_the_mean_is_the_mean() -> None:
+    final = rounds(DefendedStrategy(fedavg(), Mean()), app())
+    expected = START["w"] + 2 * np.mean([step_of(client) for client in range(CLIENTS)], axis=0)
+    np.testing.assert_allclose(final["w"], expected, atol=2 * 2**-24)
+    assert final["count"] == 7  # integer buffers keep the global model's value
+    assert final["count"].dtype == np.int64
+    assert final["w"].dtype == np.float32
+
+
+def test_weights_by_examples() -> None:
+    weighing = Weighing(weighting="examples", average_examples=35.0)
+    final = rounds(DefendedStrategy(fedavg(), Mean(), weighing=weighing), app(), 1)
+    weights = np.arange(1, CLIENTS + 1) / np.arange(1, CLIENTS + 1).sum()
+    expected = START["w"] + sum(w * step_of(client) for client, w in enumerate(weights))
+    np.testing.assert_allclose(final["w"], expected, atol=1e-6)
+
+
+def test_a_claim_of_1e9_examples_is_capped() -> None:
+    def boast(client: int, arrays: dict[str, Any], metrics: dict[str, Any]) -> None:
+        metrics["num-examples"] = 10**9 if client == 0 else 35
+
+    weighing = Weighing(weighting="examples", average_examples=35.0, largest=2.0)
+    final = rounds(DefendedStrategy(fedavg(), Mean(), weighing=weighing), app(boast), 1)
+    weights = np.array([2, 1, 1, 1, 1, 1]) / 7
+    expected = START["w"] + sum(w * step_of(client) for client, w in enumerate(weights))
+    np.testing.assert_allclose(final["w"], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        fedavg,
+        lambda: FedAvgM(fraction_evaluate=0.0, server_learning_rate=0.5, server_momentum=0.9),
+        lambda: FedAdam(fraction_evaluate=0.0, eta=0.1),
+        lambda: FedYogi(fraction_evaluate=0.0, eta=0.1),
+    ],
+    ids=["FedAvg", "FedAvgM", "FedAdam", "FedYogi"],
+)
+def test_wrapping_changes_nothing_but_the_grid(inner: Callable[[], FedAvg]) -> None:
+    def equal_examples(client: int, arrays: dict[str, Any], metrics: dict[str, Any]) -> None:
+        metrics["num-examples"] = 1
+
+    toy = app(equal_examples)
+    wrapped = rounds(DefendedStrategy(inner(), Mean()), toy, 3)
+    with SerialExecutor(lambda: toy) as executor:
+        result = inner().start(LocalGrid(executor, CLIENTS), pack_all(START), num_rounds=3, timeout=30)
+    plain = view_all(result.arrays)
+    np.testing.assert_allclose(wrapped["w"], plain["w"], atol=2e-4)
+    assert wrapped["w"].dtype == np.float32
+
+
+def test_server_rate_scales_the_step() -> None:
+    final = rounds(DefendedStrategy(fedavg(), Mean(), server_rate=0.25), app(), 1)
+    expected = START["w"] + 0.25 * np.mean([step_of(client) for client in range(CLIENTS)], axis=0)
+    np.testing.assert_allclose(final["w"], expected, atol=2**-24)
+
+
+def test_a_strategy_over_single_updates_is_refused() -> None:
+    with pytest.raises(UserError, match="must work on the mean of updates .* got FedMedian"):
+        DefendedStrategy(FedMedian(), Mean())
+
+
+def test_the_median_of_updates() -> None:
+    final = rounds(DefendedStrategy(fedavg(), Median(), bucket_size=1), app(), 1)
+    expected = START["w"] + np.median([step_of(client) for client in range(CLIENTS)], axis=0)
+    np.testing.assert_allclose(final["w"], expected, atol=2 * 2**-24)
+
+
+def test_the_median_of_bucket_means() -> None:
+    seen: list[Outcome] = []
+
+    def keep(outcome: Outcome) -> None:
+        seen.append(outcome)
+
+    strategy = DefendedStrategy(fedavg(), Median(), bucket_size=2, secure_sum=None, after_round=keep)
+    final = rounds(strategy, app(), 1)
+    means = [total[:-1] / total[-1] for total in seen[0].totals.values()]
+    assert len(means) == 3
+    assert [int(total[-1]) for total in seen[0].totals.values()] == [2 * 2**24] * 3
+    np.testing.assert_allclose(final["w"].reshape(-1), START["w"].reshape(-1) + np.median(means, axis=0)[:12], atol=1e-6)
+
+
+def nan(arrays: dict[str, Any]) -> None:
+    arrays["w"][0, 0] = np.nan
+
+
+def infinite(arrays: dict[str, Any]) -> None:
+    arrays["w"][0, 0] = np.inf
+
+
+def huge(arrays: dict[str, Any]) -> None:
+    arrays["w"][0, 0] = 1e30
+
+
+def shape(arrays: dict[str, Any]) -> None:
+    arrays["w"] = arrays["w"][0]
+
+
+def renamed(arrays: dict[str, Any]) -> None:
+    arrays["v"] = arrays.pop("w")
+
+
+def integers(arrays: dict[str, Any]) -> None:
+    arrays["w"] = arrays["w"].astype(np.int64)
+
+
+SPOILED = {
+    nan: "cannot be encrypted|finite",
+    infinite: "finite",
+    huge: "magnitude",
+    shape: r"'w' must be \(3, 4\), got \(4,\)",
+    renamed: r"missing \['w'\], unknown \['v'\]",
+    integers: r"missing \['w'\]",
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED, ids=lambda spoil: spoil.__name__)
+def test_a_spoiled_reply_ends_the_run_or_is_left_out(spoil: Callable[[dict[str, Any]], None]) -> None:
+    def change(client: int, arrays: dict[str, Any], metrics: dict[str, Any]) -> None:
+        if client == 3:
+            spoil(arrays)
+
+    with pytest.raises(ClientFailed, match=f"round 1: client 3: .*({SPOILED[spoil]})"):
+        rounds(DefendedStrategy(fedavg(), Mean()), app(change), 1)
+    seen: list[Outcome] = []
+    strategy = DefendedStrategy(fedavg(), Mean(), on_client_failure="skip", after_round=lambda o: seen.append(o))
+    final = rounds(strategy, app(change), 1)
+    others = [step_of(client) for client in range(CLIENTS) if client != 3]
+    np.testing.assert_allclose(final["w"], START["w"] + np.mean(others, axis=0), atol=2**-23)
+    assert list(seen[0].faults) == [3]
+    assert seen[0].accepted == (0, 1, 2, 4, 5)
+
+
+def test_an_extra_metric_or_array_record_name_does_no_harm() -> None:
+    def change(client: int, arrays: dict[str, Any], metrics: dict[str, Any]) -> None:
+        if client == 2:
+            metrics["surprise"] = 1.0
+
+    np.testing.assert_array_equal(
+        rounds(DefendedStrategy(fedavg(), Mean()), app(change))["w"], rounds(DefendedStrategy(fedavg(), Mean()), app())["w"]
+    )
+
+
+def test_a_client_that_raises_is_named_with_its_reason() -> None:
+    def change(client: int, arrays: dict[str, Any], metrics: dict[str, Any]) -> None:
+        if client == 5:
+            raise RuntimeError("out of battery")
+
+    with pytest.raises(ClientFailed, match=r"round 1: client 5: .*out of battery"):
+        rounds(DefendedStrategy(fedavg(), Mean()), app(change), 1)
+
+
+def test_nobody_left_fails_even_when_failures_are_skipped() -> None:
+    def change(client: int, arrays: dict[str, Any], metrics: dict[str, Any]) -> None:
+        raise RuntimeError("no")
+
+    with pytest.raises(ClientFailed, match="no client is left of 6"):
+        rounds(DefendedStrategy(fedavg(), Mean(), on_client_failure="skip"), app(change), 1)
+
+
+def test_the_cohort_is_ours_to_draw() -> None:
+    seen: list[Outcome] = []
+    strategy = DefendedStrategy(
+        fedavg(), Mean(), cohort=lambda round_: (1, 4) if round_ == 1 else (0, 2, 5), after_round=lambda o: seen.append(o)
+    )
+    rounds(strategy, app())
+    assert [outcome.participants for outcome in seen] == [(1, 4), (0, 2, 5)]
+
+
+@pytest.fixture
+def agent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with start_agent(Ckks()) as process:
+        monkeypatch.setenv("FEDBD_KEY_AGENT", process.handle)
+        yield
+
+
+@pytest.mark.usefixtures("agent")
+@pytest.mark.parametrize("bucket_size", [None, 1, 2, 4])
+def test_encrypted_is_plain_to_the_last_bit(bucket_size: int | None) -> None:
+    seen: list[Outcome] = []
+    strategy = DefendedStrategy(
+        fedavg(), Mean(), secure_sum=Ckks(), bucket_size=bucket_size, after_round=lambda o: seen.append(o)
+    )
+    np.testing.assert_array_equal(rounds(strategy, app())["w"], rounds(DefendedStrategy(fedavg(), Mean()), app())["w"])
+    expected = {None: [6], 1: [1] * 6, 2: [2] * 3, 4: [6]}[bucket_size]
+    assert [len(group) for group in seen[0].buckets] == expected
+    assert len(seen[0].decryptors) == 2
+    assert seen[0].noise is not None
+    assert seen[0].noise < 2**-25
+
+
+@pytest.mark.usefixtures("agent")
+def test_an_encrypted_reply_holds_one_blob_and_nothing_in_the_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = []
+    original = DefendedStrategy._on_reply
+
+    def watch(self: DefendedStrategy, client: int, reply: Message) -> Message:
+        contents.append({name: list(record) for name, record in reply.content.items()})
+        return original(self, client, reply)
+
+    monkeypatch.setattr(DefendedStrategy, "_on_reply", watch)
+    rounds(DefendedStrategy(fedavg(), Mean(), secure_sum=Ckks(), bucket_size=None), app(), 1)
+    assert contents == [{CIPHERTEXT: ["row"]}] * CLIENTS
+
+
+@pytest.mark.usefixtures("agent")
+def test_median_over_encrypted_buckets() -> None:
+    encrypted = rounds(DefendedStrategy(fedavg(), Median(), secure_sum=Ckks(), bucket_size=2), app())
+    plain = rounds(DefendedStrategy(fedavg(), Median(), bucket_size=2), app())
+    np.testing.assert_array_equal(encrypted["w"], plain["w"])
+
+
+@pytest.mark.usefixtures("agent")
+def test_a_client_with_another_key_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fedbd.flower.mods as mods
+
+    with start_agent(Ckks()) as other:
+        ours = mods._handle
+
+        def handle(context: Context) -> str:
+            return other.handle if context.node_config["partition-id"] == 4 else ours(context)
+
+        monkeypatch.setattr(mods, "_handle", handle)
+        with pytest.raises(SecureSumFailed, match="differently|another key"):
+            rounds(DefendedStrategy(fedavg(), Mean(), secure_sum=Ckks(), bucket_size=None), app(), 1)
+
+
+@pytest.mark.usefixtures("agent")
+def test_decryptors_that_disagree_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fedbd.flower.mods as mods
+
+    answer, lied = mods._answer, []
+
+    def lie(content: RecordDict, context: Context) -> RecordDict:
+        reply = answer(content, context)
+        if content[mods.PROTOCOL]["kind"] == "decrypt" and not lied:
+            lied.append(True)
+            rows = {name: row.copy() for name, row in view_all(reply[CIPHERTEXT]).items()}
+            rows["0"][3] += 1
+            reply[CIPHERTEXT] = pack_all(rows)
+        return reply
+
+    monkeypatch.setattr(mods, "_answer", lie)
+    with pytest.raises(SecureSumFailed, match=r"round 1: clients \d and \d decrypt sum 0 differently"):
+        rounds(DefendedStrategy(fedavg(), Mean(), secure_sum=Ckks(), bucket_size=None), app(), 1)
+
+
+def test_without_a_key_agent_the_client_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FEDBD_KEY_AGENT", raising=False)
+    with pytest.raises(ClientFailed, match="this client has no key agent"):
+        rounds(DefendedStrategy(fedavg(), Mean(), secure_sum=Ckks(), bucket_size=None), app(), 1)
+
+
+def test_the_request_says_how_to_encrypt_and_no_more() -> None:
+    sent: list[ConfigRecord] = []
+    toy = ClientApp()
+
+    @toy.train()
+    def train(message: Message, context: Context) -> Message:
+        sent.append(message.content[SECURE])
+        raise RuntimeError("enough")
+
+    with pytest.raises(ClientFailed):
+        rounds(DefendedStrategy(fedavg(), Mean(), secure_sum=Ckks(), bucket_size=None), toy, 1)
+    assert dict(sent[0]) == {
+        "round": 1,
+        "weighting": "equal",
+        "average-examples": 1.0,
+        "largest": Ckks().largest(CLIENTS),
+        "grid-bits": 24,
+    }
+
+
+def test_arrays_round_trip_like_flowers_own() -> None:
+    arrays = {"f": START["w"], "i": START["count"], "e": np.zeros((0, 3), np.float32), "t": START["w"].T}
+    ours, theirs = pack_all(arrays), ArrayRecord({})
+    for name, array in arrays.items():
+        from flwr.app import Array
+
+        theirs[name] = Array(array)
+        np.testing.assert_array_equal(view_all(ours)[name], array)
+        np.testing.assert_array_equal(view_all(theirs)[name], array)
+        np.testing.assert_array_equal(ours[name].numpy(), array)

@@ -74,12 +74,17 @@ def run(
     _check_table(table)
     if not twin:
         loaded = [_without_twin(scenario) for scenario in loaded]
-    jobs = plan(with_seeds(loaded, seeds), out, overwrite=overwrite)
+    wanted = with_seeds(loaded, seeds)
+    jobs = plan(wanted, out, overwrite=overwrite)
     with LiveRuns(console, quiet=quiet) as live:
         for job in jobs:
             live.add(str(job.folder), name=job.scenario.name, seed=job.scenario.seed, rounds=job.scenario.rounds)
         failures = run_all(jobs, live, workers or cores())
-    asked = [job for job in jobs if job.folder.parent.name != "twins"]
+    order = [(scenario.name, scenario.seed) for scenario in wanted]  # the first arm is what others are compared with
+    asked = sorted(
+        (job for job in jobs if job.folder.parent.name != "twins"),
+        key=lambda job: order.index((job.scenario.name, job.scenario.seed)),
+    )
     failed = {failure.folder for failure in failures}
     _compare(console, [job for job in asked if job.folder not in failed], quiet, table)
     if failures:
@@ -202,9 +207,7 @@ def _console() -> Console:
     return Console()
 
 
-def _load(
-    paths: list[Path], settings: list[str], errors: list[UserError] | None = None
-) -> list[tuple[Path, Scenario]]:
+def _load(paths: list[Path], settings: list[str], errors: list[UserError] | None = None) -> list[tuple[Path, Scenario]]:
     """Return each file's scenario; the errors of all files are raised together, or appended to ``errors``."""
     from fedbd.scenario import load_scenario  # noqa: PLC0415
 

@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from fedbd.errors import Problem, ScenarioError
+from fedbd.field_values import shown
 from fedbd.registry import location
 from fedbd.roles import members
 from fedbd.scenario import TWIN, Scenario
-from fedbd.schema import shown
 from fedbd.types import Need
 
 Check = Callable[[Scenario], Iterator[Problem]]

@@ -122,6 +122,9 @@ def resolve(kind: str, name: str, path: str) -> Any:
 
 
 def _classes(module: ModuleType) -> list[str]:
-    """Return the public classes that a module itself defines."""
-    own = inspect.getmembers(module, lambda entry: inspect.isclass(entry) and entry.__module__ == module.__name__)
-    return [name for name, _ in own if not name.startswith("_")]
+    """Return the public classes of a module: those in its ``__all__``, else those that it defines itself."""
+    listed = getattr(module, "__all__", None)
+    found = inspect.getmembers(module, inspect.isclass)
+    if listed is not None:
+        return [name for name, _ in found if name in listed]
+    return [name for name, cls in found if cls.__module__ == module.__name__ and not name.startswith("_")]

@@ -18,8 +18,9 @@ from annotated_types import Ge, Gt, Le, MinLen
 
 from fedbd.data.trusted import Trusted
 from fedbd.errors import Problem, ScenarioError
+from fedbd.field_values import shown
 from fedbd.scenario_file import override, read_yaml
-from fedbd.schema import Kind, Method, parse, shown, to_plain
+from fedbd.schema import Kind, Method, parse, to_plain
 from fedbd.training import TrainingPlan
 from fedbd.types import Need
 

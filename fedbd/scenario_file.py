@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from fedbd.errors import Problem, ScenarioError
-from fedbd.schema import shown
+from fedbd.field_values import shown
 
 UNFOLDED = 100_000
 """Most values that aliases may add to those written down."""
@@ -74,9 +74,11 @@ def _mapping(loader: _Loader, node: yaml.Node) -> dict[str, Any]:
 
 
 _Loader.yaml_constructors = {
-    f"{_TAG}{name}": yaml.SafeLoader.yaml_constructors[f"{_TAG}{name}"]
-    for name in ("null", "bool", "int", "float", "str", "seq")
-} | {f"{_TAG}map": _mapping, None: yaml.SafeLoader.yaml_constructors[None]}
+    tag: constructor
+    for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.removeprefix(_TAG) in ("null", "bool", "int", "float", "str", "seq")
+}
+_Loader.add_constructor(f"{_TAG}map", _mapping)
 
 
 def parse_yaml(text: str, source: str) -> Any:

@@ -1,27 +1,24 @@
 """Plain values to frozen dataclasses and back, with every mistake reported at once.
 
-pydantic checks the single values (strictly: no text for a number, no 1 for true); this module walks the nesting, finds
-the method classes by name and words the problems. A field ``method`` is flattened: the method's own fields stand beside
-the plan's, as in ``{name: rnp, every: 5, alpha: 0.2}``. Where a mapping has a name, the name alone will do:
-``aggregation: mean``, ``cleanup: [rnp]``, ``engine: ray``.
+``field_values`` checks the single values; this module walks the nesting and finds the method classes by name. A field
+``method`` is flattened: the method's own fields stand beside the plan's, as in ``{name: rnp, every: 5, alpha: 0.2}``.
+Where a mapping has a name, the name alone will do: ``aggregation: mean``, ``cleanup: [rnp]``, ``engine: ray``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
-import pydantic
-
 from fedbd.errors import Problem, ScenarioError
-from fedbd.registry import METHODS, choice, either, near_miss, resolve
+from fedbd.field_values import Adapter, adapter, checked, shown
+from fedbd.registry import METHODS, choice, near_miss, resolve
 from fedbd.types import (
     Aggregator,
     Attack,
@@ -138,13 +135,15 @@ def parse(cls: type[T], raw: object, path: str, problems: list[Problem]) -> T | 
     if FLAT in slots:
         own, values[FLAT] = _flattened(slots, own, path, problems)
     _unknown(own, [name for name in slots if name != FLAT], path, problems)
-    plain = {name: own[name] for name in slots if name in own and slots[name].shape == "plain"}
-    values |= _plain(cls, plain, path, problems)
     for name, slot in slots.items():
-        if name in own and slot.shape != "plain" and name != FLAT:
-            values[name] = _structured(slot, own[name], _join(path, name), problems)
-        elif name not in own and slot.required and name != FLAT:
-            problems.append(Problem(path=_join(path, name), expected="is required", remedy=_choices(slot)))
+        place = _join(path, name)
+        if name in own and slot.shape == "plain":
+            check = _adapters(cls)[name]  # type: ignore[arg-type]
+            values[name] = checked(check, own[name], place, slot.optional, slot.remedy, problems)
+        elif name in own:
+            values[name] = _structured(slot, own[name], place, problems)
+        elif slot.required and name != FLAT:
+            problems.append(Problem(path=place, expected="is required", remedy=_choices(slot)))
     return _built(cls, values, path, problems) if len(problems) == before else None
 
 
@@ -254,7 +253,7 @@ def _unfit(kind: str, cls: Any) -> tuple[str, str]:
     if missing:
         return f"must name a method of kind {kind} (fedbd.types.{contract.__name__})", f"it lacks {', '.join(missing)}"
     try:
-        _checker(cls)
+        _adapters(cls)
     except Exception as error:
         reason = str(error).partition("\n")[0]
         return f"must have fields of types that YAML can give ({type(error).__name__}: {reason})", ""
@@ -269,102 +268,12 @@ def _unknown(raw: dict[str, Any], known: list[str], path: str, problems: list[Pr
 
 
 @cache
-def _checker(cls: type) -> type[pydantic.BaseModel]:
-    fields: dict[str, Any] = {name: (slot.hint, None) for name, slot in _slots(cls).items() if slot.shape == "plain"}
-    config = pydantic.ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
-    return pydantic.create_model(f"{cls.__name__}Fields", __config__=config, **fields)
-
-
-def _plain(cls: type, raw: dict[str, Any], path: str, problems: list[Problem]) -> dict[str, Any]:
-    try:
-        checked = _checker(cls).model_validate_json(json.dumps(raw, default=str))
-    except pydantic.ValidationError as error:
-        places: dict[str, list[Any]] = {}  # a union gives one complaint for each of its arms
-        for detail in error.errors(include_url=False):
-            places.setdefault(_place(detail["loc"], path, raw), []).append(detail)
-        slots = {_join(path, name): slot for name, slot in _slots(cls).items()}
-        problems.extend(_worded(place, details, slots.get(place)) for place, details in places.items())
-        return {}
-    return {name: getattr(checked, name) for name in raw}
-
-
-def _place(steps: Sequence[int | str], path: str, raw: Any) -> str:
-    """Return where a complaint belongs: pydantic's steps, as far as the user's values go (then come arms of unions)."""
-    for step in steps:
-        if isinstance(raw, dict) and step in raw:
-            path, raw = _join(path, str(step)), raw[str(step)]
-        elif isinstance(raw, list) and isinstance(step, int):
-            path, raw = f"{path}[{step}]", raw[step]
-        else:
-            break
-    return path
-
-
-_WANTED = {
-    "int_type": "an integer",
-    "int_from_float": "an integer",
-    "int_parsing": "an integer",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "string_type": "text",
-    "bool_type": "true or false",
-    "tuple_type": "a list",
-    "list_type": "a list",
-    "dict_type": "a mapping",
-    "none_required": "null",
-}
-_SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-
-
-def _worded(place: str, details: list[Any], slot: _Slot | None) -> Problem:
-    """Return one problem for all that pydantic says of one place; ``slot`` is its field, if it is a whole one."""
-    wanted = list(dict.fromkeys(_wanted(detail) for detail in details))
-    if "a number" in wanted and "an integer" in wanted:
-        wanted.remove("an integer")
-    if slot is not None and slot.optional and "null" not in wanted:
-        wanted.append("null")
-    if len(wanted) > 1 and "true or false" in wanted:
-        wanted = [want for want in wanted if want != "true or false"] + ["true", "false"]
-    value, first = details[0]["input"], details[0]
-    remedy = ""
-    if first["type"] == "literal_error":
-        remedy = near_miss(str(value), _literals(first))
-    elif value is None and slot is not None:
-        remedy = slot.remedy
-    elif wanted[0] == "text" and isinstance(value, bool | int | float):
-        remedy = "put it in quotes"
-    expected = "must not be empty" if first["type"] in ("string_too_short", "too_short") else f"must be {either(wanted)}"
-    return Problem(path=place, expected=expected, got=shown(value), remedy=remedy)
-
-
-def _wanted(detail: Any) -> str:
-    context = detail.get("ctx", {})
-    for key, sign in _SIGNS.items():
-        if key in context:
-            return f"{sign} {context[key]:g}"
-    if detail["type"] == "literal_error":
-        return either(_literals(detail))
-    fallback: str = detail["msg"].removeprefix("Input should be ")
-    return _WANTED.get(detail["type"], fallback)
-
-
-def _literals(detail: Any) -> list[str]:
-    return str(detail["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
+def _adapters(cls: type) -> dict[str, Adapter]:
+    return {name: adapter(slot.hint) for name, slot in _slots(cls).items() if slot.shape == "plain"}
 
 
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
-
-
-def shown(value: object) -> str:
-    """Return a plain value as a message shows it: short ones themselves, lists and mappings by their kind."""
-    if isinstance(value, str):
-        return repr(value if len(value) <= 60 else value[:57] + "...")
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    if isinstance(value, int | float):
-        return f"{value}"
-    return {"list": "a list", "dict": "a mapping", "tuple": "a list"}.get(type(value).__name__, type(value).__name__)
 
 
 def to_plain(value: Any) -> Any:

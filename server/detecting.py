@@ -45,7 +45,7 @@ def detect(prepared: Prepared, plan: DetectionPlan, model: nn.Module, round_: in
         "auc": roc_auc(positive, negative),
         "tpr_at_fpr_1": tpr_at_fpr(positive, negative, 0.01),
         "tpr_at_fpr_5": tpr_at_fpr(positive, negative, 0.05),
-        "precision": precision_at(positive, negative, len(positive)),
+        "precision": precision_at(positive, negative, len(positive) / len(scores)),
         **counts,
         "seconds": seconds,
         "notes": notes,

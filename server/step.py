@@ -183,7 +183,7 @@ class Rounds:
             "server_saw": {
                 "kind": kind,
                 "clients_per_sum": [len(group) for group in outcome.buckets],
-                "honest_per_sum_min": min(honest),
+                "honest_per_sum_min": min([count for count in honest if count] or [0]),
                 "contaminated_sums": sum(bad),
                 "stable_ids": True,
                 "ciphertext_bytes": outcome.ciphertext_bytes,

@@ -52,7 +52,7 @@ class GridTrigger:
             need = side + self.margin
             problem = Problem(
                 path="trigger",
-                expected=f"needs images of at least {need}x{need} pixels (a {side}x{side} pattern, margin {self.margin})",
+                expected=f"needs images of at least {need}x{need} pixels ({side}x{side} pattern, margin {self.margin})",
                 got=f"{height}x{width}",
                 remedy="lower the margin or take larger images",
             )

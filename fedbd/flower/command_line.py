@@ -10,7 +10,7 @@ import shutil
 import socket
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import fedbd
@@ -73,8 +73,8 @@ def inline_config(config: Mapping[str, str | int]) -> str:
     return " ".join(pairs)
 
 
-def base_environment() -> dict[str, str]:
-    """Return the caller's environment as Flower's commands need it.
+def base_environment(hidden: Collection[str] = ()) -> dict[str, str]:
+    """Return the caller's environment, without the ``hidden`` names, as Flower's commands need it.
 
     The scripts beside the running interpreter come first in PATH (Flower starts its parts by name), paths no longer
     depend on the working directory, this ``fedbd`` can be imported, and what would change a run unasked is gone:
@@ -83,7 +83,7 @@ def base_environment() -> dict[str, str]:
     Raises:
         FileNotFoundError: Flower's commands are not beside the interpreter.
     """
-    gone = ("RAY_ADDRESS", "RAY_TMPDIR", "FORCE_COLOR", "CLICOLOR_FORCE")
+    gone = {"RAY_ADDRESS", "RAY_TMPDIR", "FORCE_COLOR", "CLICOLOR_FORCE", *hidden}
     env = {k: v for k, v in os.environ.items() if k not in gone and (k[:5] != "FLWR_" or k == "FLWR_LOG_LEVEL")}
     paths = [str(Path(entry).absolute()) for entry in env.get("PYTHONPATH", "").split(os.pathsep) if entry]
     root = str(Path(fedbd.__file__).parents[1])

@@ -145,7 +145,7 @@ def _outcome(
         status, reason = ended.status, ended.reason
     times["end"] = time.monotonic()
     if left := run.group.close():
-        reason = f"{reason}; could not be ended: processes {', '.join(map(str, left))}"
+        reason = f"{reason} (could not be ended: processes {', '.join(map(str, left))})".strip()
     ends = [*list(times.values())[1:], time.monotonic()]
     seconds = {name: end - times[name] for name, end in zip(times, ends, strict=True)}
     return RunOutcome(status, reason, run.folders.logs, seconds)
@@ -189,14 +189,14 @@ def _environments(
     folders: Folders, server: Mapping[str, str], client: Mapping[str, str], *, apart: bool
 ) -> tuple[_Environment, _Environment]:
     """Return the environments of the server's and of the clients' processes."""
-    base = {**base_environment(), "FLWR_HOME": str(folders.home), "RAY_TMPDIR": str(folders.ray)}
+    places = {"FLWR_HOME": str(folders.home), "RAY_TMPDIR": str(folders.ray)}
     if not apart:
-        both = {**base, **client, **server}
+        both = {**base_environment(), **places, **client, **server}
         return both, both
     # What is meant for one side must not reach the other through the caller's own environment either.
     return (
-        {**{name: value for name, value in base.items() if name not in client}, **server},
-        {**{name: value for name, value in base.items() if name not in server}, **client},
+        {**base_environment(hidden=set(client) - set(server)), **places, **server},
+        {**base_environment(hidden=set(server) - set(client)), **places, **client},
     )
 
 

@@ -35,6 +35,10 @@ _PRELOAD = [
     "fedbd.flower.worker_main",
     "fedbd.flower.worker_loop",
 ]
+# glibc gives big blocks back to the system at once, which then clears each page of the next one: with that, copying a
+# model of 11 M weights in and out of a message took 50 ms of CPU in place of 20, and a training step a tenth more.
+_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 28), "MALLOC_TRIM_THRESHOLD_": str(1 << 28)}
+
 _LEAVE_SECONDS = 5.0
 _starting = threading.Lock()
 
@@ -171,8 +175,9 @@ def _start_conditions(*, hide_main: bool) -> Iterator[None]:
     multiprocessing would run the driver's script again in each worker: slow, and a script without a guard would start
     workers in turn.
     """
-    # The last one: should anything imported there ask torch for GPUs, its forks could still use them.
+    # The third: should anything imported there ask torch for GPUs, its forks can still use them.
     conditions = {**ONE_THREAD, "PYTHONSAFEPATH": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    conditions |= {name: os.environ.get(name, value) for name, value in _KEEP_MEMORY.items()}
     before = {name: os.environ.get(name) for name in conditions}
     main = sys.modules["__main__"]
     os.environ.update(conditions)

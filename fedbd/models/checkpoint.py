@@ -22,7 +22,7 @@ PYTORCH = (b"PK", b"\x80")
 """How PyTorch's files begin: an archive since 1.6, a pickle (of which only tensors are opened) before."""
 
 
-def load_checkpoint(model: nn.Module, path: Path) -> None:
+def load_checkpoint(model: nn.Module, path: str | Path) -> None:
     """Fill a model with a checkpoint's weights, in place; nothing is changed if the checkpoint does not fit.
 
     Args:
@@ -32,7 +32,7 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
     Raises:
         CheckpointError: With every entry that is missing, unexpected, of another shape or kind, or not finite.
     """
-    entries = _read(path)
+    entries = _read(Path(path))
     problems = _mismatches(model.state_dict(), entries, str(path))
     if problems:
         raise CheckpointError(problems, f"the checkpoint does not fit {type(model).__name__}:")

@@ -40,7 +40,7 @@ class RnpUnlearned:
         augment: Of the ascent.
     """
 
-    by: Literal["logit", "loss"] = "loss"
+    by: Literal["logit", "loss"] = "logit"
     unlearn_lr: Annotated[float, Gt(0)] = 0.01
     unlearn_epochs: Annotated[int, Ge(1)] = 20
     unlearn_stop: Annotated[float, Ge(0), Le(0.5)] = 0.2

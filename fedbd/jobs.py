@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass, field
@@ -176,10 +177,10 @@ def _fail(state: _State, failure: Failure) -> None:
 
 def _end(process: SpawnProcess) -> None:
     """End a job's process: politely, so that it writes its summary and ends its workers; then by force."""
-    process.join(timeout=10)
-    if process.is_alive():
-        process.terminate()
-        process.join(timeout=5)
+    process.join(timeout=3)  # at a terminal Ctrl-C has reached it, too
+    if process.is_alive() and process.pid is not None:
+        os.kill(process.pid, signal.SIGINT)
+        process.join(timeout=15)
     if process.is_alive():
         process.kill()
         process.join()

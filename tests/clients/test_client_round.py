@@ -1,0 +1,118 @@
+"""One client's round: honest clients train plainly, polluted ones run the defense, attackers ignore it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedbd.engines import flower_app_dir
+from fedbd.flower.app_loader import load_component
+from fedbd.params import assign, flatten
+from fedbd.prepared import Prepared, prepare
+from fedbd.scenario import from_dict
+from fedbd.schema import Method
+from fedbd.seeding import torch_rng
+from fedbd.training import train
+
+client_round: Any = load_component(flower_app_dir(), "clients", "step", "client_round")
+isolation_quality: Any = load_component(flower_app_dir(), "clients", "step", "isolation_quality")
+GRID = {"trigger": {"name": "grid"}, "target": 0}
+RAW: dict[str, Any] = {
+    "name": "client",
+    "rounds": 3,
+    "data": {"name": "digits"},
+    "partition": {"name": "iid", "clients": 3},
+    "model": {"name": "cnn", "width": 4},
+    "training": {"epochs": 1, "lr": 0.1, "lr_decay": 0.5},
+    "attacks": [
+        {"name": "badnets", "label": "a", "clients": {"ids": [0]}, "rounds": {"first": 2}, **GRID},
+        {"name": "badnets", "label": "p", "role": "polluted", "per": "dataset", "clients": {"ids": [1]}, **GRID},
+    ],
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spy:
+    """A local defense that does not train, and keeps what it saw of the data."""
+
+    def fit(self, model: Any, data: Any, plan: Any, memory: Any, rng: Any) -> Any:
+        seen = int(memory["visits"][0]) + 1 if memory else 1
+        white = (data.images[:, 0, -1, -1] == 255) & (data.labels == 0)
+        return {"visits": np.array([seen]), "isolated": torch.nonzero(white)[:, 0].numpy()[:4]}, {"lr": plan.lr}
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Prepared:
+    return prepare(from_dict(RAW))
+
+
+@pytest.fixture(scope="module")
+def spied(prepared: Prepared) -> Prepared:
+    scenario = dataclasses.replace(prepared.scenario, local_defense=Method("spy", Spy()))
+    return Prepared(scenario, prepared.federation)
+
+
+def test_an_honest_round_is_plain_training(prepared: Prepared) -> None:
+    weights = flatten(prepared.new_model())
+    result = client_round(prepared, 2, 3, weights, {})
+    model = prepared.new_model()
+    assign(model, weights)
+    plan = dataclasses.replace(prepared.scenario.training, lr=0.1 * 0.5**2)
+    train(model, prepared.federation.client(2), plan, torch_rng(0, "train", 3, 2))
+    delta = flatten(model) - weights
+    np.testing.assert_array_equal(result.weights, weights + delta)
+    assert result.examples == len(prepared.federation.client(2))
+
+
+def test_rounds_and_clients_do_not_depend_on_each_other(prepared: Prepared) -> None:
+    weights = flatten(prepared.new_model())
+    alone = client_round(prepared, 2, 2, weights, {}).weights
+    client_round(prepared, 0, 2, weights, {})
+    client_round(prepared, 1, 1, weights * 0, {})
+    np.testing.assert_array_equal(client_round(prepared, 2, 2, weights, {}).weights, alone)
+
+
+def test_an_attacker_is_honest_before_its_window_and_ignores_the_defense_in_it(spied: Prepared) -> None:
+    weights = flatten(spied.new_model())
+    before = client_round(spied, 0, 1, weights, {})
+    assert before.memory["visits"] == [1]
+    np.testing.assert_array_equal(before.weights, weights)  # the spy does not train
+    during = client_round(spied, 0, 2, weights, before.memory)
+    assert during.memory is before.memory
+    assert not np.array_equal(during.weights, weights)
+    assert during.notes["poisoned"] > 0
+
+
+def test_a_polluted_client_runs_the_defense_and_its_isolation_is_judged(spied: Prepared) -> None:
+    weights = flatten(spied.new_model())
+    first = client_round(spied, 1, 1, weights, {})
+    second = client_round(spied, 1, 2, weights, first.memory)
+    assert second.memory["visits"] == [2]
+    assert second.notes["isolation_precision"] == 1.0
+    poisoned = round(20 / 64 * len(spied.federation.client(1)))
+    assert second.notes["isolation_recall"] == pytest.approx(4 / poisoned)
+
+
+def test_isolation_on_an_honest_client_has_precision_0_and_no_recall(spied: Prepared) -> None:
+    weights = flatten(spied.new_model())
+    data = spied.federation.client(2)
+    result = client_round(spied, 2, 1, weights, {})
+    hits = int(((data.images[:, 0, -1, -1] == 255) & (data.labels == 0)).sum())
+    expected = {"isolation_precision": 0.0, "isolation_recall": None} if hits else {}
+    assert {name: value for name, value in result.notes.items() if name in expected} == expected
+
+
+def test_isolation_quality_by_hand() -> None:
+    found = isolation_quality(np.array([1, 2, 3, 4]), np.array([3, 4, 5, 6, 7, 8]), 40)
+    assert found == {
+        "isolated": 4,
+        "isolation_share": 0.1,
+        "isolation_precision": 0.5,
+        "isolation_recall": pytest.approx(1 / 3),
+    }
+    assert isolation_quality(None, None, 10) == {}
+    assert isolation_quality(np.array([0]), None, 10)["isolation_recall"] is None

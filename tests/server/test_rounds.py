@@ -1,0 +1,246 @@
+"""What follows aggregation: which model is served, what is measured on which, and what the record says was seen."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedbd.engines import flower_app_dir
+from fedbd.errors import MethodRefused
+from fedbd.flower.app_loader import load_component
+from fedbd.flower.mods import checksum
+from fedbd.flower.strategy import Outcome
+from fedbd.params import flatten
+from fedbd.prepared import Prepared, prepare
+from fedbd.record import RunFolder, read_rounds
+from fedbd.scenario import from_dict
+from fedbd.schema import Method
+from fedbd.types import Clues, TrustedData
+
+Rounds: Any = load_component(flower_app_dir(), "server", "step", "Rounds")
+RAW: dict[str, Any] = {
+    "name": "server",
+    "rounds": 3,
+    "data": {"name": "digits"},
+    "partition": {"name": "iid", "clients": 4},
+    "trusted": {"size": 100},
+    "model": {"name": "cnn", "width": 4},
+    "attacks": [
+        {"name": "badnets", "clients": {"ids": [0]}, "target": 3, "trigger": {"name": "grid"}, "rounds": {"first": 2}}
+    ],
+    "evaluation": {"twin": False},
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Constant:
+    """A cleanup that makes the model predict one class."""
+
+    label: int = 3
+
+    def clean(
+        self, model: nn.Module, trusted: TrustedData | None, clues: Clues, rng: torch.Generator
+    ) -> tuple[nn.Module, Clues, dict[str, Any]]:
+        import copy
+
+        broken = copy.deepcopy(model)
+        last = [module for module in broken.modules() if isinstance(module, nn.Linear)][-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        last.bias.data[self.label] = 1
+        return broken, Clues(target=self.label), {"saw_target": clues.target}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Refusing:
+    """A cleanup and detector that cannot act."""
+
+    def clean(self, model: nn.Module, trusted: Any, clues: Clues, rng: torch.Generator) -> Any:
+        raise MethodRefused("there is nothing to hold on to")
+
+    def score(self, model: nn.Module, data: Any, trusted: Any, rng: torch.Generator) -> Any:
+        raise MethodRefused("there is nothing to hold on to")
+
+
+def prepared_with(**fields: Any) -> Prepared:
+    return prepare(from_dict({**RAW, **fields}))
+
+
+def with_cleanups(prepared: Prepared, *plans: tuple[Any, str, float | None]) -> Prepared:
+    from fedbd.scenario import CleanupPlan
+
+    cleanups = tuple(
+        CleanupPlan(method=Method("x", impl), label=f"c{i}", mode=mode, rollback=rollback)  # type: ignore[arg-type]
+        for i, (impl, mode, rollback) in enumerate(plans)
+    )
+    return Prepared(dataclasses.replace(prepared.scenario, cleanup=cleanups), prepared.federation)
+
+
+def outcome(prepared: Prepared, round_: int = 2, **fields: Any) -> Outcome:
+    weights = flatten(prepared.new_model())
+    row = np.zeros(weights.size + 1, np.int64)
+    values: dict[str, Any] = {
+        "round": round_,
+        "participants": (0, 1, 2, 3),
+        "accepted": (0, 1, 2, 3),
+        "rejected": None,
+        "faults": {},
+        "buckets": ((0,), (1,), (2,), (3,)),
+        "decryptors": (),
+        "start": weights,
+        "weights": weights,
+        "seconds": {"train": 1.0, "decrypt": 0.0, "aggregate": 0.5},
+        "bytes_up": 10,
+        "bytes_down": 20,
+        "ciphertext_bytes": 0,
+        "noise": None,
+        "totals": {0: row},
+        "notes": {},
+    }
+    return Outcome(**{**values, **fields})
+
+
+def rounds_of(prepared: Prepared, folder: Path, observed: Any = None, twin: Any = None) -> Any:
+    return Rounds(
+        prepared=prepared,
+        folder=RunFolder(folder),
+        twin=twin or {},
+        collect=lambda round_: observed or {},
+        checksum=checksum,
+    )
+
+
+def test_a_copy_is_cleaned_and_the_loop_goes_on_without_it(tmp_path: Path) -> None:
+    prepared = with_cleanups(prepared_with(), (Constant(), "if_stopped_now", None))
+    assert rounds_of(prepared, tmp_path).after_round(outcome(prepared)) is None
+    line = read_rounds(tmp_path)[0]
+    entry = line["cleanup"]["c0"]
+    assert entry["mode"] == "if_stopped_now"
+    assert entry["after"]["attack_success"] == 1.0
+    assert entry["after"]["collapsed"] is True
+    assert entry["before"]["clean_accuracy"] == line["clean_accuracy"] != entry["after"]["clean_accuracy"]
+
+
+def test_in_the_loop_the_repaired_model_is_served_and_measured(tmp_path: Path) -> None:
+    prepared = with_cleanups(prepared_with(), (Constant(), "in_loop", None))
+    served = rounds_of(prepared, tmp_path).after_round(outcome(prepared))
+    line = read_rounds(tmp_path)[0]
+    assert served is not None
+    assert line["attack_success"] == 1.0
+    assert line["cleanup"]["c0"]["after"]["attack_success"] == 1.0
+    assert line["cleanup"]["c0"]["before"]["attack_success"] != 1.0
+
+
+def test_a_repair_that_costs_too_much_is_rolled_back(tmp_path: Path) -> None:
+    prepared = prepared_with()
+    images, labels = prepared.federation.trusted.validate.images, prepared.federation.trusted.validate.labels
+    worst = int(torch.bincount(labels, minlength=10).argmin())
+    model = prepared.new_model()
+    for module in model.modules():  # a model that is right on the most frequent class of the validation part
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+            module.bias.data[int(torch.bincount(labels).argmax())] = 1
+    assert len(images) == len(labels)
+    prepared = with_cleanups(prepared, (Constant(label=worst), "in_loop", 0.0))
+    weights = flatten(model)
+    assert rounds_of(prepared, tmp_path).after_round(outcome(prepared, weights=weights, start=weights)) is None
+    entry = read_rounds(tmp_path)[0]["cleanup"]["c0"]
+    assert entry["acted"] is False
+    assert entry["notes"]["rolled_back"] is True
+    assert entry["notes"]["validation_loss"] > 0
+
+
+def test_cleanups_chain_their_clues_and_in_loop_models(tmp_path: Path) -> None:
+    prepared = with_cleanups(
+        prepared_with(), (Constant(label=5), "in_loop", None), (Constant(label=7), "if_stopped_now", None)
+    )
+    rounds_of(prepared, tmp_path).after_round(outcome(prepared))
+    cleanup = read_rounds(tmp_path)[0]["cleanup"]
+    assert cleanup["c0"]["notes"]["saw_target"] is None
+    assert cleanup["c1"]["notes"]["saw_target"] == 5
+    assert cleanup["c1"]["before"] == cleanup["c0"]["after"]
+
+
+def test_a_method_that_cannot_act_says_so(tmp_path: Path) -> None:
+    from fedbd.scenario import DetectionPlan
+
+    prepared = with_cleanups(prepared_with(), (Refusing(), "in_loop", 0.1))
+    plan = DetectionPlan(method=Method("x", Refusing()), samples=20)
+    prepared = Prepared(dataclasses.replace(prepared.scenario, detection=(plan,)), prepared.federation)
+    assert rounds_of(prepared, tmp_path).after_round(outcome(prepared)) is None
+    line = read_rounds(tmp_path)[0]
+    assert line["cleanup"]["c0"]["acted"] is False
+    assert line["cleanup"]["c0"]["notes"]["reason"] == "there is nothing to hold on to"
+    assert line["detection"]["x"]["auc"] is None
+    assert line["detection"]["x"]["notes"]["reason"] == "there is nothing to hold on to"
+
+
+def test_what_was_seen_in_the_clear_and_in_sums(tmp_path: Path) -> None:
+    prepared = prepared_with()
+    rounds_of(prepared, tmp_path / "plain").after_round(outcome(prepared))
+    saw = read_rounds(tmp_path / "plain")[0]["server_saw"]
+    assert saw["kind"] == "updates"
+    assert saw["contaminated_sums"] == 1
+    assert saw["honest_per_sum_min"] == 1  # of the sums with somebody in them to protect
+    prepared = prepared_with(secure_sum={"name": "ckks"}, bucket_size=2)
+    found = outcome(prepared, buckets=((0, 2), (1, 3)), decryptors=(1, 2), ciphertext_bytes=7, noise=1e-9)
+    rounds_of(prepared, tmp_path / "sums").after_round(found)
+    line = read_rounds(tmp_path / "sums")[0]
+    assert line["server_saw"]["kind"] == "bucket_sums"
+    assert line["server_saw"]["clients_per_sum"] == [2, 2]
+    assert line["server_saw"]["honest_per_sum_min"] == 1
+    assert line["clients_saw"] == [{"client": 1, "kind": "bucket_sums"}, {"client": 2, "kind": "bucket_sums"}]
+    assert line["bit_exact"] is None  # nobody observed what the clients sent
+
+
+@pytest.mark.parametrize("error", [0, 1])
+def test_the_opened_sum_is_checked_against_what_clients_sent(error: int, tmp_path: Path) -> None:
+    prepared = prepared_with(secure_sum={"name": "ckks"})
+    rng = np.random.Generator(np.random.PCG64(3))
+    rows = [rng.integers(-(2**30), 2**30, prepared.layout.size + 1) for _ in range(4)]
+    total = np.sum(rows, axis=0)
+    total[17] += error
+    observed = {i: {"encrypt": {"seconds": 0.1, "checksum": checksum(row)}} for i, row in enumerate(rows)}
+    found = outcome(prepared, buckets=((0, 1, 2, 3),), decryptors=(1, 2), noise=1e-9, totals={0: total})
+    rounds_of(prepared, tmp_path, observed).after_round(found)
+    line = read_rounds(tmp_path)[0]
+    assert line["bit_exact"] is (error == 0)
+    assert line["cipher_error"] == (0.0 if error == 0 else None)
+    assert line["seconds"]["encrypt"] == pytest.approx(0.4)
+
+
+def test_floor_and_twin_come_from_the_twins_round(tmp_path: Path) -> None:
+    prepared = with_cleanups(prepared_with(), (Constant(), "if_stopped_now", None))
+    twin = {
+        2: {
+            "attack_success": 0.125,
+            "clean_accuracy": 0.5,
+            "per_attack": {"badnets": {"attack_success": 0.125}},
+            "cleanup": {"c0": {"after": {"clean_accuracy": 0.25, "attack_success": 0.0}}},
+        }
+    }
+    rounds_of(prepared, tmp_path, twin=twin).after_round(outcome(prepared))
+    line = read_rounds(tmp_path)[0]
+    assert line["attack_success_floor"] == 0.125
+    assert line["per_attack"]["badnets"]["attack_success_floor"] == 0.125
+    assert line["cleanup"]["c0"]["twin_after"]["clean_accuracy"] == 0.25
+    assert line["notes"]["twin"] == {"clean_accuracy": 0.5}
+
+
+def test_roles_are_the_scenarios_not_the_strategys(tmp_path: Path) -> None:
+    prepared = prepared_with()
+    rounds = rounds_of(prepared, tmp_path)
+    rounds.after_round(outcome(prepared, round_=1))
+    rounds.after_round(outcome(prepared, round_=2, rejected=(0,), accepted=(1, 2, 3), faults={3: "late"}))
+    first, second = read_rounds(tmp_path)
+    assert first["attackers"] == []
+    assert second["attackers"] == [0]
+    assert second["rejected"] == [0]
+    assert second["notes"]["faults"] == {"3": "late"}

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from fedbd.params import assign, flatten
+from fedbd.plans import AttackPlan
 from fedbd.prepared import Prepared
 from fedbd.roles import assignment, role_of
-from fedbd.scenario import AttackPlan
 from fedbd.seeding import torch_rng
 from fedbd.training import TrainingPlan, train
 from fedbd.types import AttackContext, Memory, Notes, Role, Samples, Vector

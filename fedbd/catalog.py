@@ -9,7 +9,7 @@ import typing
 from dataclasses import dataclass
 
 from fedbd.errors import Problem, UserError
-from fedbd.registry import METHODS, near_miss, resolve
+from fedbd.registry import METHODS, either, near_miss, resolve
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def entries(kind: str | None = None) -> list[Entry]:
         UserError: If there is no such kind.
     """
     if kind is not None and kind not in METHODS:
-        expected = f"must be one of {', '.join(METHODS)}"
+        expected = f"must be {either(list(METHODS))}"
         raise UserError(
             [Problem(path="kind", expected=expected, got=repr(kind), remedy=near_miss(kind, list(METHODS)))]
         )
@@ -37,7 +37,11 @@ def entries(kind: str | None = None) -> list[Entry]:
 
 
 def _summary(cls: type) -> str:
-    return (inspect.getdoc(cls) or "").partition("\n")[0]
+    return _plain((inspect.getdoc(cls) or "").partition("\n")[0])
+
+
+def _plain(text: str) -> str:
+    return text.replace("``", "`")
 
 
 def describe(name: str) -> str:
@@ -50,7 +54,7 @@ def describe(name: str) -> str:
     if not kinds:
         known = [known for methods in METHODS.values() for known in methods]
         problem = Problem(path="name", expected="must be a method, a scenario file or a run's folder", got=repr(name))
-        raise UserError([dataclasses.replace(problem, remedy=near_miss(name, known) or "see fedbd list")])
+        raise UserError([dataclasses.replace(problem, remedy=near_miss(name, known) or "fedbd list names the methods")])
     return "\n\n".join(_described(kind, name) for kind in kinds)
 
 
@@ -68,4 +72,4 @@ def _described(kind: str, name: str) -> str:
             kind_of = getattr(hints[field.name], "__name__", None) or str(hints[field.name])
             shown = kind_of if "[" not in str(hints[field.name]) else str(hints[field.name])
             lines.append(f"  {field.name}: {shown.replace('typing.', '')} = {default}")
-    return "\n".join(lines).rstrip()
+    return _plain("\n".join(lines)).rstrip()

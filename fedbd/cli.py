@@ -152,12 +152,13 @@ def list_(
 ) -> None:
     """List the methods that a scenario can name."""
     from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
 
     from fedbd.catalog import entries  # noqa: PLC0415
 
     table = Table("kind", "name", "what it is", box=None, pad_edge=False, header_style="bold")
     for entry in entries(kind):
-        table.add_row(entry.kind, entry.name, entry.summary)
+        table.add_row(entry.kind, entry.name, Text(entry.summary))  # Text: brackets in it are no markup
     _console().print(table)
 
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedbd.scenario import AttackPlan, Scenario
+from fedbd.plans import AttackPlan
+from fedbd.scenario import Scenario
 from fedbd.seeding import numpy_rng
 from fedbd.types import Role
 

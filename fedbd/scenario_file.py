@@ -178,6 +178,14 @@ _Dumper.yaml_implicit_resolvers = {
 }
 
 
+def _text(dumper: _Dumper, value: str) -> yaml.Node:
+    style = '"' if re.search("[\x85\u2028\u2029]", value) else None  # PyYAML folds these away in any other style
+    return dumper.represent_scalar(f"{_TAG}str", value, style)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def dump_yaml(values: Any) -> str:
     """Return plain values as YAML text that ``parse_yaml`` (and any YAML 1.1 reader) reads back as they were."""
     text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
@@ -231,6 +239,8 @@ def _put(node: Any, steps: list[str | int], value: Any, here: str) -> Any:
             raise ValueError(f"{place} has {entries}, counted from [0]; there is no [{head}]")
         below = f"{here}[{head}]"
         return [_put(child, rest, value, below) if i == head else child for i, child in enumerate(node)]
+    if here and isinstance(node, str):
+        node = {"name": node}  # as in ``model: mlp`` before ``model.hidden=[8]``
     if node is not None and not isinstance(node, dict):
         hint = f"; name one of its entries, as in {here}[0].{head}" if isinstance(node, list) and here else ""
         raise ValueError(f"{place} must be a mapping to have a field '{head}', got {shown(node)}{hint}")

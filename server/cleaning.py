@@ -10,8 +10,8 @@ from torch import nn
 
 from fedbd.errors import MethodRefused
 from fedbd.metrics import predict
+from fedbd.plans import CleanupPlan
 from fedbd.prepared import Prepared
-from fedbd.scenario import CleanupPlan
 from fedbd.seeding import torch_rng
 from fedbd.types import Clues, Notes
 

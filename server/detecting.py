@@ -10,8 +10,8 @@ from torch import nn
 
 from fedbd.errors import MethodRefused
 from fedbd.metrics import precision_at, predict, roc_auc, tpr_at_fpr
+from fedbd.plans import AttackPlan, DetectionPlan
 from fedbd.prepared import Prepared
-from fedbd.scenario import AttackPlan, DetectionPlan
 from fedbd.seeding import torch_rng
 from fedbd.types import Notes, Samples
 

@@ -85,7 +85,9 @@ class Feeder:
                 self._current, self._given_up = task.future, False
             outcome = self._run(task)
             with self._lock:
-                self._current = None
+                self._current, killed = None, self._given_up
+            if killed:  # perhaps only after it had answered: the next message must not meet it
+                self._discard()
             task.future.set_result(outcome)
         with self._lock:
             worker, self._worker = self._worker, None
@@ -103,6 +105,8 @@ class Feeder:
             return failure(task.message, ErrorCode.CLIENT_APP_CRASHED, reason_of(error))
 
     def _ready_worker(self) -> WorkerProcess:
+        if self._worker is not None and not self._worker.is_alive():  # it died idle: no message has to suffer for it
+            self._discard()
         with self._lock:
             if self._desk.closed.is_set() or self._given_up:
                 raise WorkerFailed(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, "the message was given up")

@@ -71,7 +71,7 @@ class OrderedGrid(_Proxy):
         cost: Partition -> expected work in any unit; messages are sent in falling order of it. None: as they come.
     """
 
-    def __init__(self, inner: Grid, clients: int | None, *, patience: float = 120.0, pause: float = 0.02) -> None:
+    def __init__(self, inner: Grid, clients: int | None, *, patience: float = 120.0, pause: float = 0.1) -> None:
         super().__init__(inner)
         self.clients = clients
         self.patience = patience
@@ -105,6 +105,14 @@ class OrderedGrid(_Proxy):
         """Return the partition of a node."""
         self.nodes()
         return self._partition_of[node]
+
+    def _pause(self, waiting: set[str]) -> None:
+        """Wait for the next reply where the engine can tell of it, else a moment."""
+        wait = getattr(self.inner, "wait", None)
+        if wait is not None:
+            wait(sorted(waiting), 1.0)
+        else:
+            time.sleep(self.pause)
 
     def _wait_for_nodes(self) -> list[int]:
         deadline = time.monotonic() + self.patience
@@ -153,7 +161,7 @@ class OrderedGrid(_Proxy):
             if deadline is not None and time.monotonic() > deadline:
                 break
             if waiting and not arrived:
-                time.sleep(self.pause)
+                self._pause(waiting)
         end = getattr(self.inner, "end_batch", None)
         if end is not None:
             end()

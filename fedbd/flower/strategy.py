@@ -23,57 +23,18 @@ from fedbd.crypto.ckks import Evaluator
 from fedbd.crypto.grid import GRID_BITS
 from fedbd.errors import ClientFailed, Problem, RunFailed, UserError
 from fedbd.flower.arrays import pack_all, payload_bytes, view_all
+from fedbd.flower.cohorts import cohort_of, sums_seen, verdict
 from fedbd.flower.decryption import Opened, decrypted
 from fedbd.flower.folding import Fold, Weighing
 from fedbd.flower.mods import SECURE
+from fedbd.flower.outcome import Outcome
 from fedbd.flower.proxies import CohortGrid, OrderedGrid
 from fedbd.params import Layout, join, layout_of, split
 from fedbd.seeding import numpy_rng, torch_rng
-from fedbd.sums import bucket_of, mean_of
-from fedbd.types import Aggregator, Cohort, Memory, Need, Notes, TrustedData, Vector
+from fedbd.sums import bucket_of
+from fedbd.types import Aggregate, Aggregator, Memory, Need, Notes, TrustedData, Vector
 
 MEAN_BASED = (FedAvg, FedAvgM, FedAdagrad, FedAdam, FedYogi, FedProx)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """One round as the strategy knows it, for the ``after_round`` hook.
-
-    Attributes:
-        round: The round, from 1.
-        participants: The cohort, ascending.
-        accepted: Clients whose updates count.
-        rejected: Clients whose updates the rule left out; None for a rule that rejects nobody.
-        faults: Client -> reason, of replies that did not come or were refused.
-        buckets: Clients per sum (per update, in the clear), rejected replies left out.
-        decryptors: Clients that decrypted.
-        start: (D,) float32, the global weights that the round started from.
-        weights: (D,) float32, the global weights after the inner strategy.
-        seconds: Wall seconds by phase.
-        bytes_up: Payload bytes from clients to server.
-        bytes_down: Payload bytes from server to clients.
-        ciphertext_bytes: Bytes of ciphertexts among ``bytes_up``.
-        noise: Largest distance of a decrypted value from the grid; None in the clear.
-        totals: The sums over buckets on the grid, as the server came to know them.
-        notes: The aggregation rule's notes.
-    """
-
-    round: int
-    participants: tuple[int, ...]
-    accepted: tuple[int, ...]
-    rejected: tuple[int, ...] | None
-    faults: dict[int, str]
-    buckets: tuple[tuple[int, ...], ...]
-    decryptors: tuple[int, ...]
-    start: Vector
-    weights: Vector
-    seconds: dict[str, float]
-    bytes_up: int
-    bytes_down: int
-    ciphertext_bytes: int
-    noise: float | None
-    totals: dict[int, Any]
-    notes: Notes
 
 
 AfterRound = Callable[[Outcome], Vector | None]
@@ -239,8 +200,9 @@ class DefendedStrategy(Strategy):
         trained = time.perf_counter()
         totals, asked, noise, extra = self._opened(now)
         opened = time.perf_counter()
-        delta, accepted, rejected, notes = self._aggregate(now, totals)
-        arrays = self._step(server_round, now, delta)
+        aggregate, notes = self._aggregate(now, totals)
+        accepted, rejected = verdict(now.fold, totals, aggregate)
+        arrays = self._step(server_round, now, aggregate.delta)
         weights = join(view_all(arrays), now.layout)
         seconds = {
             "train": trained - now.started - now.fold.seconds,
@@ -253,7 +215,7 @@ class DefendedStrategy(Strategy):
             accepted=accepted,
             rejected=rejected,
             faults=dict(sorted(now.fold.rejected.items())),
-            buckets=self._seen(now),
+            buckets=sums_seen(now.fold),
             decryptors=asked,
             start=now.fold.start,
             weights=weights,
@@ -289,47 +251,17 @@ class DefendedStrategy(Strategy):
         if not fold.accepted:
             raise ClientFailed(f"round {now.number}: no client is left of {len(now.cohort)}")
 
-    def _seen(self, now: _Round) -> tuple[tuple[int, ...], ...]:
-        accepted = sorted(now.fold.accepted)
-        if self.secure_sum is None:  # in the clear the server sees every single update, whatever it then adds
-            return tuple((client,) for client in accepted)
-        groups: dict[int, list[int]] = {}
-        for client in accepted:
-            groups.setdefault(now.fold.bucket[client], []).append(client)
-        return tuple(tuple(groups[bucket]) for bucket in sorted(groups))
-
-    def _aggregate(
-        self, now: _Round, totals: dict[int, Any]
-    ) -> tuple[Vector, tuple[int, ...], tuple[int, ...] | None, Notes]:
-        rows = [mean_of(total, self._bits) for total in totals.values()]
-        mean, _ = mean_of(np.sum(list(totals.values()), axis=0), self._bits)
+    def _aggregate(self, now: _Round, totals: dict[int, Any]) -> tuple[Aggregate, Notes]:
         individual = Need.INDIVIDUAL in self.aggregation.needs
-        if individual and len(rows) < self.aggregation.minimum_rows:
+        if individual and len(totals) < self.aggregation.minimum_rows:
             raise ClientFailed(
-                f"round {now.number}: {len(rows)} rows are left, the rule needs {self.aggregation.minimum_rows}"
+                f"round {now.number}: {len(totals)} rows are left, the rule needs {self.aggregation.minimum_rows}"
             )
-        clients = sorted(now.fold.accepted)
-        single = individual and self.bucket_size == 1
-        cohort = Cohort(
-            updates=np.stack([row for row, _ in rows]) if individual else None,
-            mean=mean,
-            weights=np.array([weight for _, weight in rows]),
-            clients=len(clients),
-            ids=tuple(self._row_clients(now, totals)) if single else None,
-            global_weights=now.fold.start,
-            trusted=self.trusted,
-        )
+        stable = individual and self.bucket_size == 1
+        cohort = cohort_of(now.fold, totals, rows=individual, ids=stable, trusted=self.trusted)
         rng = torch_rng(self.seed, "aggregation", now.number)
         aggregate, self.memory, notes = self.aggregation.aggregate(cohort, self.memory, rng)
-        if aggregate.accepted is None:
-            return aggregate.delta, tuple(clients), None, notes
-        counted = dict(zip(totals, aggregate.accepted, strict=True))
-        accepted = tuple(client for client in clients if counted[now.fold.bucket[client]])
-        return aggregate.delta, accepted, tuple(client for client in clients if client not in accepted), notes
-
-    def _row_clients(self, now: _Round, totals: dict[int, Any]) -> list[int]:
-        holder = {now.fold.bucket[client]: client for client in now.fold.accepted}
-        return [holder[bucket] for bucket in totals]
+        return aggregate, notes
 
     def _arrays(self, now: _Round, weights: Vector) -> ArrayRecord:
         named: dict[str, Any] = dict(split(weights, now.layout))

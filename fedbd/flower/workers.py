@@ -26,15 +26,9 @@ ONE_THREAD = {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
 """The same as environment variables, which torch's and NumPy's libraries read once, when they are loaded."""
 
 # The fork server imports these once for all workers. torch imports its compiler with the first optimizer that is made,
-# compiled or not, which would cost each worker two seconds. A name that is not there is passed over.
-_PRELOAD = [
-    "torch",
-    "torch._dynamo",
-    "flwr.app",
-    "flwr.clientapp",
-    "fedbd.flower.worker_main",
-    "fedbd.flower.worker_loop",
-]
+# compiled or not, which would cost each worker two seconds. A name that is not there is passed over. Nothing of fedbd:
+# the fork server does not have the driver's sys.path and might find another copy.
+_PRELOAD = ["torch", "torch._dynamo", "flwr.app", "flwr.clientapp"]
 # glibc gives big blocks back to the system at once, which then clears each page of the next one: with that, copying a
 # model of 11 M weights in and out of a message took 50 ms of CPU in place of 20, and a training step a tenth more.
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 28), "MALLOC_TRIM_THRESHOLD_": str(1 << 28)}
@@ -115,6 +109,10 @@ class WorkerProcess:
 
         reply, state = load(data, fetch)
         return Outcome(reply, state)
+
+    def is_alive(self) -> bool:
+        """Return whether the process runs."""
+        return self._process.is_alive()
 
     def kill(self) -> None:
         """End the process at once."""

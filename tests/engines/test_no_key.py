@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord
 
-import fedbd.engines as engines
+from fedbd import engines
 from fedbd.crypto.agent import write_key_file
 from fedbd.crypto.ckks import Ckks
 from fedbd.flower.local_grid import LocalGrid
 from fedbd.flower.proxies import OrderedGrid
-from fedbd.flower.strategy import DefendedStrategy, Outcome
+from fedbd.flower.strategy import DefendedStrategy
 from fedbd.record import read_rounds
 from fedbd.scenario import Scenario
 

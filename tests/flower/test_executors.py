@@ -232,15 +232,35 @@ def test_nothing_is_left_behind(pool):
         return len(os.listdir("/proc/self/fd")), sorted(os.listdir("/dev/shm"))
 
     grid = LocalGrid(pool, 6)
-    arrays = ArrayRecord([np.zeros(100_000)])
-    warm = [order(node, "sleep", seconds=0.2, arrays=arrays) for node in (1000, 1001)]
-    grid.send_and_receive([*warm, order(1002, "add one", arrays=arrays), order(1003, "add one", arrays=arrays)])
+    grid.send_and_receive([order(node, "sleep", seconds=0.3) for node in (1000, 1001)])  # both workers are there
     before = files()
-    for do in ("echo arrays", "add one", "raise"):
+    for do in ("echo arrays", "add one", "raise", "echo arrays", "add one"):
+        arrays = ArrayRecord([np.zeros(100_000)])
         grid.send_and_receive([order(node, do, arrays=arrays) for node in grid.get_node_ids()])
     # Only a worker's file of replies stays open, and only one per worker.
-    assert files()[0] <= before[0] + 1
+    assert files()[0] <= before[0] + 2
     assert files()[1] == before[1]
+
+
+def test_a_worker_that_dies_idle_costs_no_message(pool_grid):
+    messages = [order(node, "sleep", seconds=0.2) for node in (1000, 1001)]
+    idle = {process_of(reply) for reply in pool_grid.send_and_receive(messages)}
+    for process in idle:
+        os.kill(process, signal.SIGKILL)
+    assert wait_until(lambda: all(is_gone(process) for process in idle))
+    replies = pool_grid.send_and_receive([order(node) for node in pool_grid.get_node_ids()])
+    assert idle.isdisjoint(process_of(reply) for reply in replies)
+
+
+def test_workers_do_not_mind_ctrl_c(pool_grid):
+    [first] = pool_grid.send_and_receive([order(1000)])
+    ids = pool_grid.push_messages([order(node, "sleep", seconds=0.5) for node in (1000, 1001)])
+    time.sleep(0.1)
+    os.kill(process_of(first), signal.SIGINT)
+    assert pool_grid.wait(ids[:1], 10)
+    assert pool_grid.wait(ids[1:], 10)
+    assert [reply.has_content() for reply in pool_grid.pull_messages(ids)] == [True, True]
+    assert not is_gone(process_of(first))
 
 
 def test_a_pool_that_is_closed_leaves_neither_process_nor_file():
@@ -346,14 +366,16 @@ def driver(tmp_path, what):
 
 
 def test_a_script_without_guard_or_close_ends_well_in_a_folder_full_of_traps(tmp_path):
+    traps, scripts = tmp_path / "traps", tmp_path / "scripts"
+    traps.mkdir()
+    scripts.mkdir()
     for trap in ("clients", "random", "obedient", "server"):
-        (tmp_path / f"{trap}.py").write_text("raise RuntimeError('the wrong module was imported')\n")
-    # The driver itself runs a script beside those traps; -P is what `python -m` and console scripts do without asking.
-    script = tmp_path / "driver.py"
+        (traps / f"{trap}.py").write_text("raise RuntimeError('the wrong module was imported')\n")
+    script = scripts / "driver.py"
     script.write_text(textwrap.dedent(DRIVER).format(toys=str(TOYS)))
     done = subprocess.run(
-        [sys.executable, "-P", str(script), "end"],
-        cwd=tmp_path,
+        [sys.executable, str(script), "end"],
+        cwd=traps,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,

@@ -1,8 +1,7 @@
-"""DefendedStrategy with a toy app: what it sums, whom it refuses, and that it is plain FedAvg where nothing is asked."""
+"""DefendedStrategy with a toy app: what it sums, whom it refuses, and that it is FedAvg where nothing is asked."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,7 +21,8 @@ from fedbd.flower.executors import SerialExecutor
 from fedbd.flower.folding import Weighing
 from fedbd.flower.local_grid import LocalGrid
 from fedbd.flower.mods import CIPHERTEXT, SECURE, protocol_mod
-from fedbd.flower.strategy import DefendedStrategy, Outcome
+from fedbd.flower.outcome import Outcome
+from fedbd.flower.strategy import DefendedStrategy
 
 CLIENTS = 6
 START = {
@@ -127,7 +127,7 @@ def test_server_rate_scales_the_step() -> None:
 
 
 def test_a_strategy_over_single_updates_is_refused() -> None:
-    with pytest.raises(UserError, match="must work on the mean of updates .* got FedMedian"):
+    with pytest.raises(UserError, match=r"must work on the mean of updates .* got FedMedian"):
         DefendedStrategy(FedMedian(), Mean())
 
 
@@ -148,7 +148,9 @@ def test_the_median_of_bucket_means() -> None:
     means = [total[:-1] / total[-1] for total in seen[0].totals.values()]
     assert len(means) == 3
     assert [int(total[-1]) for total in seen[0].totals.values()] == [2 * 2**24] * 3
-    np.testing.assert_allclose(final["w"].reshape(-1), START["w"].reshape(-1) + np.median(means, axis=0)[:12], atol=1e-6)
+    np.testing.assert_allclose(
+        final["w"].reshape(-1), START["w"].reshape(-1) + np.median(means, axis=0)[:12], atol=1e-6
+    )
 
 
 def nan(arrays: dict[str, Any]) -> None:
@@ -194,7 +196,7 @@ def test_a_spoiled_reply_ends_the_run_or_is_left_out(spoil: Callable[[dict[str, 
     with pytest.raises(ClientFailed, match=f"round 1: client 3: .*({SPOILED[spoil]})"):
         rounds(DefendedStrategy(fedavg(), Mean()), app(change), 1)
     seen: list[Outcome] = []
-    strategy = DefendedStrategy(fedavg(), Mean(), on_client_failure="skip", after_round=lambda o: seen.append(o))
+    strategy = DefendedStrategy(fedavg(), Mean(), on_client_failure="skip", after_round=seen.append)
     final = rounds(strategy, app(change), 1)
     others = [step_of(client) for client in range(CLIENTS) if client != 3]
     np.testing.assert_allclose(final["w"], START["w"] + np.mean(others, axis=0), atol=2**-23)
@@ -208,7 +210,8 @@ def test_an_extra_metric_or_array_record_name_does_no_harm() -> None:
             metrics["surprise"] = 1.0
 
     np.testing.assert_array_equal(
-        rounds(DefendedStrategy(fedavg(), Mean()), app(change))["w"], rounds(DefendedStrategy(fedavg(), Mean()), app())["w"]
+        rounds(DefendedStrategy(fedavg(), Mean()), app(change))["w"],
+        rounds(DefendedStrategy(fedavg(), Mean()), app())["w"],
     )
 
 
@@ -232,7 +235,10 @@ def test_nobody_left_fails_even_when_failures_are_skipped() -> None:
 def test_the_cohort_is_ours_to_draw() -> None:
     seen: list[Outcome] = []
     strategy = DefendedStrategy(
-        fedavg(), Mean(), cohort=lambda round_: (1, 4) if round_ == 1 else (0, 2, 5), after_round=lambda o: seen.append(o)
+        fedavg(),
+        Mean(),
+        cohort=lambda round_: (1, 4) if round_ == 1 else (0, 2, 5),
+        after_round=seen.append,
     )
     rounds(strategy, app())
     assert [outcome.participants for outcome in seen] == [(1, 4), (0, 2, 5)]
@@ -249,9 +255,7 @@ def agent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("bucket_size", [None, 1, 2, 4])
 def test_encrypted_is_plain_to_the_last_bit(bucket_size: int | None) -> None:
     seen: list[Outcome] = []
-    strategy = DefendedStrategy(
-        fedavg(), Mean(), secure_sum=Ckks(), bucket_size=bucket_size, after_round=lambda o: seen.append(o)
-    )
+    strategy = DefendedStrategy(fedavg(), Mean(), secure_sum=Ckks(), bucket_size=bucket_size, after_round=seen.append)
     np.testing.assert_array_equal(rounds(strategy, app())["w"], rounds(DefendedStrategy(fedavg(), Mean()), app())["w"])
     expected = {None: [6], 1: [1] * 6, 2: [2] * 3, 4: [6]}[bucket_size]
     assert [len(group) for group in seen[0].buckets] == expected
@@ -283,7 +287,7 @@ def test_median_over_encrypted_buckets() -> None:
 
 @pytest.mark.usefixtures("agent")
 def test_a_client_with_another_key_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    import fedbd.flower.mods as mods
+    from fedbd.flower import mods
 
     with start_agent(Ckks()) as other:
         ours = mods._handle
@@ -292,13 +296,13 @@ def test_a_client_with_another_key_is_noticed(monkeypatch: pytest.MonkeyPatch) -
             return other.handle if context.node_config["partition-id"] == 4 else ours(context)
 
         monkeypatch.setattr(mods, "_handle", handle)
-        with pytest.raises(SecureSumFailed, match="differently|another key"):
+        with pytest.raises(SecureSumFailed, match=r"differently|another key"):
             rounds(DefendedStrategy(fedavg(), Mean(), secure_sum=Ckks(), bucket_size=None), app(), 1)
 
 
 @pytest.mark.usefixtures("agent")
 def test_decryptors_that_disagree_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    import fedbd.flower.mods as mods
+    from fedbd.flower import mods
 
     answer, lied = mods._answer, []
 

@@ -12,8 +12,9 @@ import torch
 from fedbd.engines import flower_app_dir
 from fedbd.flower.app_loader import load_component
 from fedbd.metrics import predict
+from fedbd.plans import DetectionPlan
 from fedbd.prepared import Prepared, prepare
-from fedbd.scenario import DetectionPlan, from_dict
+from fedbd.scenario import from_dict
 from fedbd.schema import Method
 from fedbd.types import Samples
 
@@ -65,7 +66,8 @@ def test_inputs_are_mixed_and_labeled_by_the_model(prepared: Prepared) -> None:
 def test_triggered_inputs_are_of_other_classes_and_no_clean_twin_is_among_the_negatives(prepared: Prepared) -> None:
     inputs, triggered = incoming(prepared, plan(Corner(), 10_000), prepared.new_model().eval(), 1)
     test = prepared.dataset.test
-    bodies = {image[:, :-3, :].numpy().tobytes(): int(label) for image, label in zip(test.images, test.labels, strict=True)}
+    pairs = zip(test.images, test.labels, strict=True)
+    bodies = {image[:, :-3, :].numpy().tobytes(): int(label) for image, label in pairs}
     positives = [image[:, :-3, :].numpy().tobytes() for image in inputs.images[torch.as_tensor(triggered)]]
     assert all(bodies[body] != 3 for body in positives)
     negatives = {image[:, :-3, :].numpy().tobytes() for image in inputs.images[torch.as_tensor(~triggered)]}

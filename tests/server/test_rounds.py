@@ -15,7 +15,7 @@ from fedbd.engines import flower_app_dir
 from fedbd.errors import MethodRefused
 from fedbd.flower.app_loader import load_component
 from fedbd.flower.mods import checksum
-from fedbd.flower.strategy import Outcome
+from fedbd.flower.outcome import Outcome
 from fedbd.params import flatten
 from fedbd.prepared import Prepared, prepare
 from fedbd.record import RunFolder, read_rounds
@@ -73,7 +73,7 @@ def prepared_with(**fields: Any) -> Prepared:
 
 
 def with_cleanups(prepared: Prepared, *plans: tuple[Any, str, float | None]) -> Prepared:
-    from fedbd.scenario import CleanupPlan
+    from fedbd.plans import CleanupPlan
 
     cleanups = tuple(
         CleanupPlan(method=Method("x", impl), label=f"c{i}", mode=mode, rollback=rollback)  # type: ignore[arg-type]
@@ -169,7 +169,7 @@ def test_cleanups_chain_their_clues_and_in_loop_models(tmp_path: Path) -> None:
 
 
 def test_a_method_that_cannot_act_says_so(tmp_path: Path) -> None:
-    from fedbd.scenario import DetectionPlan
+    from fedbd.plans import DetectionPlan
 
     prepared = with_cleanups(prepared_with(), (Refusing(), "in_loop", 0.1))
     plan = DetectionPlan(method=Method("x", Refusing()), samples=20)

@@ -185,7 +185,7 @@ class ABL:
         if self.isolation == "renew" or "isolated" not in memory:
             isolation = self._renew(copy.deepcopy(model), data, plan, rng)
             memory, found = {**memory, **isolation.as_memory()}, isolation.as_notes()
-        isolated = memory["isolated"]
+        isolated = np.array(memory["isolated"], dtype=np.int64)
         rest = np.setdiff1d(np.arange(len(data), dtype=np.int64), isolated)
         notes: Notes = {"stage": "finetune", **train(model, data.subset(rest), plan, rng), **found}
         if len(isolated) and bool(memory["confident"][0]):

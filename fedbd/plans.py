@@ -1,0 +1,211 @@
+"""The sections of a scenario, as frozen dataclasses: their fields are the YAML schema, their defaults the defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, MinLen
+
+from fedbd.schema import Kind, Method
+from fedbd.training import TrainingPlan
+
+Positive = Annotated[int, Ge(1)]
+Share = Annotated[float, Gt(0), Le(1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPlan:
+    """Which data set, and where its files lie (``root``; else the environment variable FEDBD_DATA)."""
+
+    method: Annotated[Method, Kind("data")]
+    root: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionPlan:
+    """How the training samples are split among so many clients."""
+
+    method: Annotated[Method, Kind("partition")]
+    clients: Positive = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortPlan:
+    """Who takes part in a round.
+
+    Attributes:
+        size: Clients drawn per round, without replacement; null: all.
+        attackers_per_round: Exactly so many attackers in each round of an attack window; null: as drawn.
+        weighting: ``equal``, or ``examples``: by the number of samples each client claims to hold.
+        largest_weight: No client counts more than so many times the average one (a mean of plain updates).
+    """
+
+    size: Positive | None = None
+    attackers_per_round: Annotated[int, Ge(0)] | None = None
+    weighting: Literal["equal", "examples"] = "equal"
+    largest_weight: Annotated[float, Ge(1)] = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which clients: exactly one of a share of all, a number, or a list of ids."""
+
+    share: Share | None = None
+    count: Positive | None = None
+    ids: Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)] | None = None
+
+    def problems(self) -> list[tuple[str, str]]:
+        """Return what is wrong between the fields."""
+        given = [name for name in ("share", "count", "ids") if getattr(self, name) is not None]
+        found = " and ".join(given) or "none"
+        return [] if len(given) == 1 else [("", f"must hold exactly one of share, count and ids, got {found}")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Rounds from ``first`` to ``last``, both included; ``last: null`` is the end of the run."""
+
+    first: Positive = 1
+    last: Positive | None = None
+
+    def __contains__(self, round_: int) -> bool:
+        """Return whether a round lies in the window."""
+        return self.first <= round_ and (self.last is None or round_ <= self.last)
+
+    def problems(self) -> list[tuple[str, str]]:
+        """Return what is wrong between the fields."""
+        late = self.last is not None and self.last < self.first
+        return [("last", f"must be >= first ({self.first}), got {self.last}")] if late else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackPlan:
+    """One attack: who carries it out, when, with which trigger and target.
+
+    Attributes:
+        method: The attack itself.
+        label: Its name in the records; default: the attack's name.
+        role: ``attacker`` (ignores local defenses) or ``polluted`` (an honest client whose data somebody poisoned).
+        clients: Who.
+        rounds: When they act.
+        enabled: False gives the attack-free twin: same roles and draws, everybody acts honestly, triggers are measured.
+        target: Target label.
+        trigger: The trigger.
+        training: The attackers' own training plan; null: the scenario's.
+    """
+
+    method: Annotated[Method, Kind("attack")]
+    clients: Selection
+    target: Annotated[int, Ge(0)]
+    trigger: Annotated[Method, Kind("trigger")]
+    label: str | None = None
+    role: Literal["attacker", "polluted"] = "attacker"
+    rounds: Window = Window()
+    enabled: bool = True
+    training: TrainingPlan | None = None
+
+    @property
+    def key(self) -> str:
+        """The name in the records."""
+        return self.label or self.method.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanupPlan:
+    """One cleanup: when it runs and what becomes of its result.
+
+    Attributes:
+        method: The cleanup itself.
+        label: Its name in the records; default: the method's name.
+        mode: ``if_stopped_now``: a copy is repaired and measured; ``in_loop``: the next round starts from the repaired.
+        every: Run every so many rounds.
+        rounds: Run in exactly these rounds instead.
+        rollback: ``in_loop``: keep the unrepaired model if validation accuracy falls by more than this; null: never.
+    """
+
+    method: Annotated[Method, Kind("cleanup")]
+    label: str | None = None
+    mode: Literal["if_stopped_now", "in_loop"] = "if_stopped_now"
+    every: Positive = 1
+    rounds: Annotated[tuple[Positive, ...], MinLen(1)] | None = None
+    rollback: Annotated[float, Ge(0), Le(1)] | None = 0.1
+
+    @property
+    def key(self) -> str:
+        """The name in the records."""
+        return self.label or self.method.name
+
+    def due(self, round_: int) -> bool:
+        """Return whether the cleanup runs in a round."""
+        return round_ in self.rounds if self.rounds is not None else round_ % self.every == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionPlan:
+    """One sample detector over incoming inputs: clean and triggered test images, mixed.
+
+    Attributes:
+        method: The detector itself.
+        label: Its name in the records; default: the method's name.
+        every: Run every so many rounds.
+        rounds: Run in exactly these rounds instead.
+        samples: So many clean and so many triggered images (fewer where the test set has fewer).
+    """
+
+    method: Annotated[Method, Kind("detection")]
+    label: str | None = None
+    every: Positive = 1
+    rounds: Annotated[tuple[Positive, ...], MinLen(1)] | None = None
+    samples: Positive = 1000
+
+    @property
+    def key(self) -> str:
+        """The name in the records."""
+        return self.label or self.method.name
+
+    def due(self, round_: int) -> bool:
+        """Return whether the detector runs in a round."""
+        return round_ in self.rounds if self.rounds is not None else round_ % self.every == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrategyPlan:
+    """The Flower strategy inside, by name or ``package.module:Class``, with its constructor's arguments."""
+
+    name: str = "fedavg"
+    arguments: dict[str, float | int | bool | str] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPlan:
+    """What is measured beside the run itself.
+
+    Attributes:
+        twin: Also run the attack-free twin, for the floor of the attack success rate and the price of a defense.
+    """
+
+    twin: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnginePlan:
+    """How the run is carried out; never changes a record.
+
+    Attributes:
+        name: ``local`` (processes of this machine), ``ray`` (Flower's simulation runtime), ``deployment`` (SuperLink
+            and SuperNodes on this machine).
+        workers: Processes that train clients; null: as many as cores.
+        executor: ``local`` only: ``process``, or ``serial`` in the driver itself.
+        device: Where clients and server compute.
+        client_gpus: ``ray`` only: the fraction of a GPU per client.
+        timeout: Seconds that a client may take for one message.
+    """
+
+    name: Literal["local", "ray", "deployment"] = "local"
+    workers: Positive | None = None
+    executor: Literal["process", "serial"] = "process"
+    device: Literal["cpu", "cuda"] = "cpu"
+    client_gpus: Annotated[float, Ge(0)] = 0.0
+    timeout: Annotated[float, Gt(0)] = 3600.0

@@ -244,7 +244,7 @@ def _without_twin(scenario: Scenario) -> Scenario:
 def main() -> None:
     """Run the command line and turn errors into exit statuses."""
     try:
-        app()
+        app(prog_name="fedbd")
     except UserError as error:
         typer.secho(str(error), fg="red", err=True)
         sys.exit(2)

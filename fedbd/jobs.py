@@ -172,7 +172,7 @@ def _look(state: _State, running: _Running) -> None:
 
 def _fail(state: _State, failure: Failure) -> None:
     state.failures.append(failure)
-    state.watcher.fail(str(failure.folder), failure.reason)
+    state.watcher.fail(str(failure.folder), failure.reason.partition("\n")[0])
 
 
 def _end(process: SpawnProcess) -> None:

@@ -97,7 +97,8 @@ def plan(scenarios: Sequence[Scenario], out: Path, *, overwrite: bool = False) -
         else:
             problems += _taken(folder, overwrite)
         folders[folder] = scenario
-        problems += [problem for problem in strategy_problems(scenario) if problem not in problems]
+        wrong = [dataclasses.replace(p, path=f"{scenario.name}: {p.path}") for p in strategy_problems(scenario)]
+        problems += [problem for problem in wrong if problem not in problems]
     if problems:
         raise UserError(problems, "nothing was started:")
     for folder in folders:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import roc_auc_score
 
 
 def _scores(values: ArrayLike) -> NDArray[np.float64]:
@@ -37,6 +36,8 @@ def roc_auc(positive: ArrayLike, negative: ArrayLike) -> float | None:
         return None
     # Dense ranks keep order and ties and make infinities finite, which scikit-learn asks for.
     ranks = np.unique(np.concatenate([hot, cold]), return_inverse=True)[1]
+    from sklearn.metrics import roc_auc_score  # noqa: PLC0415 - a second that every worker process would pay
+
     return float(roc_auc_score(np.repeat([1, 0], [hot.size, cold.size]), ranks))
 
 

@@ -247,7 +247,8 @@ class DefendedStrategy(Strategy):
         if fold.rejected and self.on_client_failure == "fail":
             client, reason = min(fold.rejected.items())
             more = f" (and {len(fold.rejected) - 1} more clients)" if len(fold.rejected) > 1 else ""
-            raise ClientFailed(f"round {now.number}: client {client}: {reason}{more}")
+            first, below, frames = reason.partition("\n")  # a client's own code brings the frames of its error
+            raise ClientFailed(f"round {now.number}: client {client}: {first}{more}{below}{frames}")
         if not fold.accepted:
             raise ClientFailed(f"round {now.number}: no client is left of {len(now.cohort)}")
 

@@ -70,8 +70,11 @@ def run(
     from fedbd.run import plan, with_seeds  # noqa: PLC0415
 
     console = _console()
-    loaded = [scenario for _, scenario in _load(scenarios, settings or [])]
     _check_table(table)
+    errors: list[UserError] = []
+    found = _load(scenarios, settings or [], errors)
+    loaded = [scenario for path, scenario in found if _fits(path, scenario, True, errors)]
+    _raise(errors)
     if not twin:
         loaded = [_without_twin(scenario) for scenario in loaded]
     wanted = with_seeds(loaded, seeds)
@@ -128,21 +131,12 @@ def validate(
     resolved: Annotated[bool, typer.Option("--resolved", help="Print the resolved scenario.")] = False,
 ) -> None:
     """Check scenarios without running them; every problem at once."""
-    from fedbd.prepared import prepare  # noqa: PLC0415
-    from fedbd.run import strategy_problems  # noqa: PLC0415
     from fedbd.run_text import scenario_text  # noqa: PLC0415
 
     errors: list[UserError] = []
     for path, scenario in _load(scenarios, settings or [], errors):
-        try:
-            wrong = strategy_problems(scenario)
-            if wrong:
-                raise UserError(wrong, f"{path} is not a scenario that can run:")
-            if data:
-                prepare(scenario)
+        if _fits(path, scenario, data, errors):
             typer.echo(scenario_text(scenario) if resolved else f"{path}: good")
-        except UserError as error:
-            errors.append(error)
     _raise(errors)
 
 
@@ -171,6 +165,7 @@ def show(
     from fedbd.report.curves import draw_curves  # noqa: PLC0415
     from fedbd.report.run_view import load_run  # noqa: PLC0415
     from fedbd.run_text import scenario_text  # noqa: PLC0415
+    from fedbd.scenario import load_scenario  # noqa: PLC0415
 
     path = Path(what)
     if path.is_dir():
@@ -182,7 +177,7 @@ def show(
         draw_curves(path / "curves.png", [view])
         typer.echo(f"Curves: {path / 'curves.png'}")
     elif path.suffix in (".yaml", ".yml"):
-        typer.echo(scenario_text(_load([path], [])[0][1]))
+        typer.echo(scenario_text(load_scenario(path)))
     else:
         typer.echo(describe(what))
 
@@ -208,23 +203,35 @@ def _console() -> Console:
     return Console()
 
 
-def _load(paths: list[Path], settings: list[str], errors: list[UserError] | None = None) -> list[tuple[Path, Scenario]]:
-    """Return each file's scenario; the errors of all files are raised together, or appended to ``errors``."""
+def _load(paths: list[Path], settings: list[str], errors: list[UserError]) -> list[tuple[Path, Scenario]]:
+    """Return each file's scenario; what is wrong with the others is appended."""
     from fedbd.scenario import load_scenario  # noqa: PLC0415
 
     loaded: list[tuple[Path, Scenario]] = []
-    found: list[UserError] = []
     for path in paths:
         try:
             loaded.append((path, load_scenario(path, settings)))
         except UserError as error:
-            if str(error) not in map(str, found):  # a --set that is no setting is wrong once, not once per file
-                found.append(error)
-    if errors is None:
-        _raise(found)
-    else:
-        errors += found
+            if str(error) not in map(str, errors):  # a --set that is no setting is wrong once, not once per file
+                errors.append(error)
     return loaded
+
+
+def _fits(path: Path, scenario: Scenario, data: bool, errors: list[UserError]) -> bool:
+    """Return whether what only Flower, the data and the model can tell of a scenario is well; append what is not."""
+    from fedbd.prepared import prepare  # noqa: PLC0415
+    from fedbd.run import strategy_problems  # noqa: PLC0415
+
+    try:
+        wrong = strategy_problems(scenario)
+        if wrong:
+            raise UserError(wrong, f"{path} is not a scenario that can run:")
+        if data:
+            prepare(scenario)
+    except UserError as error:
+        errors.append(error)
+        return False
+    return True
 
 
 def _raise(errors: list[UserError]) -> None:

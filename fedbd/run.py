@@ -14,6 +14,7 @@ from fedbd.engines import execute
 from fedbd.errors import Problem, UserError
 from fedbd.flower.strategies import inner_strategy
 from fedbd.flower.strategy import DefendedStrategy
+from fedbd.prepared import prepare
 from fedbd.record import FINISHED, ROUNDS, SCENARIO, read_rounds, read_summary
 from fedbd.roles import attack_window
 from fedbd.scenario import Scenario, fingerprint, twin_of
@@ -69,6 +70,7 @@ def run(scenario: Scenario, out: str | Path = "runs", *, overwrite: bool = False
         UserError: If the place is taken or the scenario does not fit its data.
         RunFailed: If the run could not finish; finished rounds are on disk.
     """
+    prepare(scenario)  # an earlier run goes only for one that can start
     jobs = plan([scenario], Path(out), overwrite=overwrite)
     for job in jobs:
         execute(job.scenario, job.folder, job.twin)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import importlib.metadata
 import os
 import shutil
 from collections.abc import Sequence
@@ -106,7 +108,7 @@ def plan(scenarios: Sequence[Scenario], out: Path, *, overwrite: bool = False) -
     for folder in folders:
         if folder.exists():
             shutil.rmtree(folder)
-    own = {fingerprint(scenario): folder for folder, scenario in folders.items()}
+    own = {identity(scenario): folder for folder, scenario in folders.items()}
     twins: dict[str, Job] = {}
     jobs = [_job(scenario, folder, out, own, twins) for folder, scenario in folders.items()]
     return [*twins.values(), *sorted(jobs, key=lambda job: job.needs is not None)]
@@ -142,7 +144,7 @@ def _job(scenario: Scenario, folder: Path, out: Path, own: dict[str, Path], twin
     if not scenario.evaluation.twin or attack_window(scenario) is None:
         return Job(scenario, folder)
     twin = twin_of(scenario)
-    key = fingerprint(twin)
+    key = identity(twin)
     if key in own:
         return Job(scenario, folder, own[key], own[key])
     place = out / "twins" / key[:16]
@@ -153,6 +155,17 @@ def _job(scenario: Scenario, folder: Path, out: Path, own: dict[str, Path], twin
             shutil.rmtree(place)
         twins[key] = Job(twin, place)
     return Job(scenario, folder, place, place)
+
+
+def identity(scenario: Scenario) -> str:
+    """Return a hash of what a run computes: its fingerprint, where its data lie, and with which versions.
+
+    A finished twin is reused only where all three are the same.
+    """
+    root = scenario.data.root or os.environ.get("FEDBD_DATA") or ""
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("fedbd", "flwr", "torch", "numpy")]
+    text = "\n".join([fingerprint(scenario), str(Path(root).resolve()) if root else "", *versions])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def with_seeds(scenarios: Sequence[Scenario], seeds: int) -> list[Scenario]:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from fedbd.errors import UserError
-from fedbd.run import Job, plan, run, with_seeds
-from fedbd.scenario import Scenario, fingerprint, from_dict, twin_of
+from fedbd.run import Job, identity, plan, run, with_seeds
+from fedbd.scenario import Scenario, from_dict, twin_of
 
 MINIMAL: dict[str, Any] = {"name": "t", "rounds": 3, "data": {"name": "digits"}, "model": {"name": "mlp"}}
 ATTACK: dict[str, Any] = {"name": "badnets", "clients": {"count": 2}, "target": 0, "trigger": {"name": "grid"}}
@@ -24,7 +24,7 @@ def quiet(name: str = "quiet", **more: Any) -> Scenario:
 
 
 def place_of(scenario: Scenario, out: Path) -> Path:
-    return out / "twins" / fingerprint(twin_of(scenario))[:16]
+    return out / "twins" / identity(twin_of(scenario))[:16]
 
 
 def run_in(folder: Path, status: str = "finished", rounds: int = 1) -> Path:
@@ -250,3 +250,11 @@ def test_planning_changes_no_scenario(tmp_path: Path) -> None:
     before = dataclasses.replace(scenario)
     plan([scenario], tmp_path)
     assert scenario == before
+
+
+def test_a_twin_on_other_data_is_another_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    twin = twin_of(attacked())
+    before = identity(twin)
+    assert identity(twin) == before
+    monkeypatch.setenv("FEDBD_DATA", str(tmp_path))
+    assert identity(twin) != before

@@ -6,6 +6,7 @@ so memory does not grow with the number of clients (a rule that compares single 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,6 +91,16 @@ class Fold:
             self.rejected[client] = str(error) if not isinstance(error, KeyError) else f"the reply lacks {error}"
             return
         self.accepted.append(client)
+
+    def leave_singles_closed(self) -> None:
+        """Drop sums that drop-outs left with one client: opening one would show a single update."""
+        left = Counter(self.bucket[client] for client in self.accepted)
+        for client in [client for client in self.accepted if left[self.bucket[client]] == 1]:
+            del self.totals[self.bucket[client]]
+            self.accepted.remove(client)
+            self.rejected[client] = (
+                "left alone in its sum, which stays closed: opening it would show one client's update"
+            )
 
     def _plain(self, client: int, reply: Message) -> None:
         row = self._row(reply)

@@ -249,6 +249,8 @@ class DefendedStrategy(Strategy):
             more = f" (and {len(fold.rejected) - 1} more clients)" if len(fold.rejected) > 1 else ""
             first, below, frames = reason.partition("\n")  # a client's own code brings the frames of its error
             raise ClientFailed(f"round {now.number}: client {client}: {first}{more}{below}{frames}")
+        if self.secure_sum is not None and self.bucket_size != 1:
+            fold.leave_singles_closed()
         if not fold.accepted:
             raise ClientFailed(f"round {now.number}: no client is left of {len(now.cohort)}")
 

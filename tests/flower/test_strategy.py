@@ -356,3 +356,25 @@ def test_arrays_round_trip_like_flowers_own() -> None:
         np.testing.assert_array_equal(view_all(ours)[name], array)
         np.testing.assert_array_equal(view_all(theirs)[name], array)
         np.testing.assert_array_equal(ours[name].numpy(), array)
+
+
+@pytest.mark.usefixtures("agent")
+def test_a_sum_that_drop_outs_leave_with_one_client_stays_closed() -> None:
+    seen: list[Outcome] = []
+    first = DefendedStrategy(fedavg(), Mean(), secure_sum=Ckks(), bucket_size=2, after_round=seen.append)
+    rounds(first, app(), 1)
+    gone, alone = seen[0].buckets[0]
+
+    def change(client: int, arrays: dict[str, Any], metrics: dict[str, Any]) -> None:
+        if client == gone:
+            raise RuntimeError("gone")
+
+    strategy = DefendedStrategy(
+        fedavg(), Mean(), secure_sum=Ckks(), bucket_size=2, after_round=seen.append, on_client_failure="skip"
+    )
+    final = rounds(strategy, app(change), 1)
+    assert seen[1].buckets == seen[0].buckets[1:]
+    assert set(seen[1].faults) == {gone, alone}
+    assert "left alone in its sum" in seen[1].faults[alone]
+    others = [step_of(client) for client in range(CLIENTS) if client not in (gone, alone)]
+    np.testing.assert_allclose(final["w"], START["w"] + np.mean(others, axis=0), atol=2**-23)

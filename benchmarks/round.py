@@ -27,7 +27,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from fedbd.engines import cores
 from fedbd.prepared import prepare
-from fedbd.run import run
+from fedbd.runs import run
 from fedbd.scenario import Scenario, load_scenario
 from fedbd.training import memory_format_of, sgd
 
@@ -43,9 +43,7 @@ def bare_worker(scenario: Scenario, images: int, start: Barrier, done: Barrier) 
     layout = memory_format_of(model)
     size = scenario.training.batch_size
     x, y = prepared.dataset.train.batch(torch.arange(50 * size))
-    batches = [
-        (x[i : i + size].contiguous(memory_format=layout), y[i : i + size]) for i in range(0, len(y), size)
-    ]
+    batches = [(x[i : i + size].contiguous(memory_format=layout), y[i : i + size]) for i in range(0, len(y), size)]
 
     def steps(count: int) -> None:
         for i in range(count):
@@ -86,9 +84,7 @@ def one_turn(scenario: Scenario, workers: int) -> dict[str, Any]:
     bare = bare_seconds(scenario, int(statistics.mean(images)), workers)
     return {
         "images": statistics.mean(images),
-        "seconds": {
-            name: statistics.mean(values) if None not in values else None for name, values in seconds.items()
-        },
+        "seconds": {name: statistics.mean(values) if None not in values else None for name, values in seconds.items()},
         "bare": bare,
         "ratio": bare / statistics.mean(seconds["train"]),
     }
@@ -124,7 +120,9 @@ def main() -> None:
         if all(turn["seconds"][name] is not None for turn in turns)
     }
     load = os.getloadavg()[0]
-    print(f"{scenario.name}: {arguments.workers} workers, {platform.processor() or platform.machine()}, load {load:.1f}")
+    print(
+        f"{scenario.name}: {arguments.workers} workers, {platform.processor() or platform.machine()}, load {load:.1f}"
+    )
     print(f"torch {torch.__version__}; {arguments.repeats} turns of {arguments.rounds - 1} counted rounds; medians")
     for name, value in middle.items():
         print(f"  {name:<10} {value:7.3f} s")

@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedbd.run import RunResult, run
+    from fedbd.runs import RunResult, run
     from fedbd.scenario import Scenario, load_scenario
 
 __version__ = "0.1.0"
 __all__ = ["RunResult", "Scenario", "__version__", "load_scenario", "run"]
 
-_HOME = {"load_scenario": "scenario", "Scenario": "scenario", "run": "run", "RunResult": "run"}
+_HOME = {"load_scenario": "scenario", "Scenario": "scenario", "run": "runs", "RunResult": "runs"}
 
 
 def __getattr__(name: str) -> Any:

@@ -18,7 +18,7 @@ from fedbd.errors import FedBDError, Problem, UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fedbd.run import Job
+    from fedbd.runs import Job
     from fedbd.scenario import Scenario
 
 app = typer.Typer(
@@ -67,7 +67,7 @@ def run(
     from fedbd.engines import cores  # noqa: PLC0415
     from fedbd.jobs import run_all  # noqa: PLC0415
     from fedbd.report.console import LiveRuns  # noqa: PLC0415
-    from fedbd.run import plan, with_seeds  # noqa: PLC0415
+    from fedbd.runs import plan, with_seeds  # noqa: PLC0415
 
     console = _console()
     _check_table(table)
@@ -220,7 +220,7 @@ def _load(paths: list[Path], settings: list[str], errors: list[UserError]) -> li
 def _fits(path: Path, scenario: Scenario, data: bool, errors: list[UserError]) -> bool:
     """Return whether what only Flower, the data and the model can tell of a scenario is well; append what is not."""
     from fedbd.prepared import prepare  # noqa: PLC0415
-    from fedbd.run import strategy_problems  # noqa: PLC0415
+    from fedbd.runs import strategy_problems  # noqa: PLC0415
 
     try:
         wrong = strategy_problems(scenario)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from fedbd.errors import FedBDError, UserError
 from fedbd.record import read_rounds, read_summary
-from fedbd.run import LOG, Job
+from fedbd.runs import LOG, Job
 from fedbd.scenario import Scenario
 
 _TICK = 0.2
@@ -68,7 +68,7 @@ def run_all(jobs: list[Job], watcher: Watcher, cores: int) -> list[Failure]:
     """Run jobs, each when the twin that it needs is done, and return the failures.
 
     Args:
-        jobs: From ``fedbd.run.plan``.
+        jobs: From ``fedbd.runs.plan``.
         watcher: Told of each round; run ids are ``str(job.folder)``.
         cores: How many jobs at once; a job that runs alone gets all of them as workers.
     """

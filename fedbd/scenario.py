@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Gt, MinLen
 
+from fedbd.crypto.grid import GRID_BITS
 from fedbd.data.trusted import Trusted
 from fedbd.errors import Problem, ScenarioError
 from fedbd.field_values import shown
@@ -113,11 +114,13 @@ def twin_of(scenario: Scenario) -> Scenario:
     It runs in the clear: sums are exact on the grid, so encryption cannot change what the twin measures.
     """
     attacks = tuple(dataclasses.replace(attack, enabled=False) for attack in scenario.attacks)
+    scheme = scenario.secure_sum
+    other_grid = scheme is not None and scheme.impl.grid_bits != GRID_BITS  # then only encryption gives the same bits
     return dataclasses.replace(
         scenario,
         name=f"{scenario.name}{TWIN}",
         attacks=attacks,
-        secure_sum=None,
+        secure_sum=scheme if other_grid else None,
         evaluation=dataclasses.replace(scenario.evaluation, twin=False),
     )
 

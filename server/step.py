@@ -87,7 +87,7 @@ class Rounds:
             "train": outcome.seconds["train"],
             "encrypt": sum(encrypt) if encrypt else None,
             "aggregate": outcome.seconds["aggregate"],
-            "decrypt": outcome.seconds["decrypt"],
+            "decrypt": outcome.seconds["decrypt"] if outcome.decryptors else None,
             "cleanup": cleaned_at - started,
             "detect": detected_at - cleaned_at,
             "evaluate": now - detected_at,
@@ -173,8 +173,8 @@ class Rounds:
     def _seen(self, outcome: Any, observed: dict[int, dict[str, Any]]) -> Notes:
         scenario = self.prepared.scenario
         roles = roles_in(scenario, outcome.round, outcome.participants)
-        assigned = assignment(scenario)
-        honest = [sum(client not in assigned for client in group) for group in outcome.buckets]
+        attackers = {client for client, attack in assignment(scenario).items() if attack.role == "attacker"}
+        honest = [sum(client not in attackers for client in group) for group in outcome.buckets]
         bad = [any(roles[client] is not Role.HONEST for client in group) for group in outcome.buckets]
         encrypted = scenario.secure_sum is not None
         kind = "updates" if not encrypted else "sum" if len(outcome.buckets) == 1 else "bucket_sums"

@@ -10,7 +10,7 @@ import pytest
 
 from fedbd.errors import UserError
 from fedbd.prepared import prepare
-from fedbd.run import strategy_problems
+from fedbd.runs import strategy_problems
 from fedbd.scenario import load_scenario
 
 GOOD = """\

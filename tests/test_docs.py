@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 
 from fedbd.errors import ScenarioError
 from fedbd.record import read_rounds, read_summary
-from fedbd.run import run
+from fedbd.runs import run
 from fedbd.scenario import from_dict, load_scenario
 
 ROOT = Path(__file__).parents[1]

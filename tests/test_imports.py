@@ -39,7 +39,7 @@ def test_every_module_imports(name: str) -> None:
 
 def test_there_are_modules_of_every_part() -> None:
     parts = {name.split(".")[1] for name in MODULES}
-    assert {"attacks", "crypto", "data", "defenses", "flower", "models", "report", "scenario", "cli", "run"} <= parts
+    assert {"attacks", "crypto", "data", "defenses", "flower", "models", "report", "scenario", "cli", "runs"} <= parts
 
 
 def test_the_public_names() -> None:
@@ -128,3 +128,12 @@ def test_within_clients_and_server_imports_are_relative() -> None:
     for folder in ("clients", "server"):
         for path in (ROOT / folder).glob("*.py"):
             assert {name for name in imports_of(path) if name.split(".")[0] in ("clients", "server")} == set(), path
+
+
+def test_the_public_names_are_what_they_say() -> None:
+    import fedbd
+    import fedbd.runs
+    import fedbd.scenario
+
+    assert fedbd.run is fedbd.runs.run
+    assert fedbd.load_scenario is fedbd.scenario.load_scenario

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fedbd.errors import UserError
-from fedbd.run import Job, identity, plan, run, with_seeds
+from fedbd.runs import Job, identity, plan, run, with_seeds
 from fedbd.scenario import Scenario, from_dict, twin_of
 
 MINIMAL: dict[str, Any] = {"name": "t", "rounds": 3, "data": {"name": "digits"}, "model": {"name": "mlp"}}

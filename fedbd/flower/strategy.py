@@ -101,9 +101,9 @@ class DefendedStrategy(Strategy):
                 remedy="a rule over single updates belongs into aggregation",
             )
             raise UserError([problem])
-        for name in ("min_train_nodes", "min_available_nodes"):
+        for name, value in (("min_train_nodes", 1), ("min_available_nodes", 1), ("fraction_train", 1.0)):
             if hasattr(self.strategy, name):  # cohorts are ours to draw; the inner strategy takes all it is shown
-                setattr(self.strategy, name, 1)
+                setattr(self.strategy, name, value)
 
     def summary(self) -> None:
         """Log the inner strategy's summary."""

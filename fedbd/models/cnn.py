@@ -60,7 +60,7 @@ class CnnModule(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Cnn:
-    """The family of ``CnnModule``: He initialization (fan-out), channels_last.
+    """A small convolutional network with BatchNorm (``CnnModule``): He initialization (fan-out), channels_last.
 
     Attributes:
         width: Channels of the first block; 16 gives 24,058 parameters for one input channel and 10 classes.

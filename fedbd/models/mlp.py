@@ -47,7 +47,7 @@ class MlpModule(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Mlp:
-    """The family of ``MlpModule``: PyTorch's default initialization, contiguous (there is nothing else to choose).
+    """A multi-layer perceptron (``MlpModule``), by default McMahan's 2NN: PyTorch's default initialization.
 
     Attributes:
         hidden: Units of each hidden layer; none gives softmax regression.

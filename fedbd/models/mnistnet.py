@@ -52,7 +52,7 @@ class MnistNetModule(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class MnistNet:
-    """The family of ``MnistNetModule``: PyTorch's default initialization, channels_last."""
+    """The field's MNIST network (``MnistNetModule``): PyTorch's default initialization, channels_last."""
 
     def build(self, shape: tuple[int, int, int], classes: int, rng: torch.Generator) -> MnistNetModule:
         """Return a fresh model (see ``types.ModelFamily``).

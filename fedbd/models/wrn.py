@@ -91,7 +91,7 @@ class WrnModule(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Wrn:
-    """The family of ``WrnModule``: convolutions N(0, 2 / fan_out) and a zero bias as in the code, channels_last.
+    """Wide residual network (``WrnModule``): N(0, 2 / fan_out) convolutions, a zero bias, channels_last.
 
     Attributes:
         depth: Number of layers, 6 n + 4 with n blocks in a group.

@@ -62,6 +62,8 @@ class Arm:
         unfinished: Number of runs left out because they did not come to their end.
         collapsed: Seeds whose run collapsed.
         cleaned_collapsed: Seeds whose cleaned model collapsed, by (cleanup, mode).
+        cleaned_acted: How often a cleanup changed the model, of how often it ran, in words, by (cleanup, mode); only
+            where it did not always.
         server_saw: What the server saw in the last round, one text per kind of view among the runs.
         statistics: By measure: ``clean_accuracy``, ``cleanup.rnp.in_loop.attack_success``, ``detection.strip.auc``.
     """
@@ -72,6 +74,7 @@ class Arm:
     unfinished: int
     collapsed: tuple[int, ...]
     cleaned_collapsed: Mapping[tuple[str, str], tuple[int, ...]]
+    cleaned_acted: Mapping[tuple[str, str], str]
     server_saw: tuple[str, ...]
     statistics: Mapping[str, Statistic]
 
@@ -117,6 +120,7 @@ def _arm(name: str, runs: Sequence[RunView], reference: Mapping[str, Statistic],
         unfinished=len(runs) - len(done),
         collapsed=tuple(run.seed for run in done if run.summary["collapsed"]),
         cleaned_collapsed={key: tuple(run.seed for run in done if _cleaned_collapsed(run, *key)) for key in cleanups},
+        cleaned_acted={key: text for key in cleanups if (text := _acted_text(done, *key))},
         server_saw=tuple(dict.fromkeys(seen_text(run.summary["server_saw"]) for run in done)),
         statistics=statistics,
     )
@@ -138,6 +142,12 @@ def measures_of(run: RunView) -> dict[str, float | None]:
         found[f"detection.{name}.auc"] = None if lost else entry.get("auc")
     found["seconds_per_round"] = summary["seconds_per_round"]
     return found
+
+
+def _acted_text(runs: Sequence[RunView], name: str, mode: str) -> str:
+    found = [entry for run in runs if (entry := run.summary["cleanup"].get(name)) and entry["mode"] == mode]
+    acted, ran = sum(entry["acted"] for entry in found), sum(entry["rounds"] for entry in found)
+    return f"acted {acted} of {ran} times" if acted < ran else ""
 
 
 def _cleaned_collapsed(run: RunView, name: str, mode: str) -> bool:

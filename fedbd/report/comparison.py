@@ -143,6 +143,8 @@ def _cleaned(arm: Arm, mode: str) -> Text:
             line.append(_mean(success), success_style(success.mean if success else None))
             line.append(f" (of {success.n})" if gone and success else "", "magenta")
         lines.append(line)
+        if (name, own) in arm.cleaned_acted:
+            lines.append(Text(f"  {arm.cleaned_acted[name, own]}", "yellow"))
         if spread_text(clean):
             lines.append(Text(f"  {spread_text(clean)} / {spread_text(success) or '-'}", "dim"))
     return Text("\n").join(lines) if lines else Text("-")

@@ -95,6 +95,9 @@ def _cleaned(line: Record, mark: str) -> Text:
         after = entry.get("after") or {}
         success, collapsed = after.get("attack_success"), after.get("collapsed")
         cell = Text(f"{name}{'*' if entry.get('mode') == 'in_loop' else ''} {percent(after.get('clean_accuracy'))}")
+        if entry.get("acted") is False:
+            cells.append(Text(f"{name} did not act", "yellow"))
+            continue
         cell.append(mark if collapsed else "", "bold magenta").append("/")
         cells.append(cell.append(percent(success), success_style(success, None, collapsed)))
     return Text("\n").join(cells) if cells else Text("-", "dim")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fedbd.run import RunResult, run
+from fedbd.runs import RunResult, run
 from fedbd.scenario import Scenario, from_dict
 
 RAW = {

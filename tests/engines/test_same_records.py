@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedbd.record import same_records
-from fedbd.run import RunResult, run
+from fedbd.runs import RunResult, run
 from fedbd.scenario import Scenario
 
 Make = Callable[..., Scenario]

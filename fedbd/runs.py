@@ -108,7 +108,7 @@ def plan(scenarios: Sequence[Scenario], out: Path, *, overwrite: bool = False) -
     for folder in folders:
         if folder.exists():
             shutil.rmtree(folder)
-    own = {identity(scenario): folder for folder, scenario in folders.items()}
+    own = {identity(twin_of(s)): folder for folder, s in folders.items() if attack_window(s) is None}
     twins: dict[str, Job] = {}
     jobs = [_job(scenario, folder, out, own, twins) for folder, scenario in folders.items()]
     return [*twins.values(), *sorted(jobs, key=lambda job: job.needs is not None)]

@@ -113,7 +113,7 @@ def twin_of(scenario: Scenario) -> Scenario:
 
     It runs in the clear: sums are exact on the grid, so encryption cannot change what the twin measures.
     """
-    attacks = tuple(dataclasses.replace(attack, enabled=False) for attack in scenario.attacks)
+    attacks = tuple(dataclasses.replace(attack, enabled=False, training=None) for attack in scenario.attacks)
     scheme = scenario.secure_sum
     other_grid = scheme is not None and scheme.impl.grid_bits != GRID_BITS  # then only encryption gives the same bits
     return dataclasses.replace(

@@ -287,7 +287,8 @@ def test_fingerprints_of_two_attacks_differ_from_those_of_the_same_attacks_in_an
 
 def test_the_twin_of_the_quickstart_is_the_shipped_clean_scenario() -> None:
     quickstart, clean = (load_scenario(SCENARIOS / f"{name}.yaml") for name in ("quickstart", "quickstart-clean"))
-    assert fingerprint(twin_of(quickstart)) == fingerprint(clean) != fingerprint(quickstart)
+    assert fingerprint(twin_of(quickstart)) == fingerprint(twin_of(clean)) != fingerprint(quickstart)
+    assert all(not attack.enabled for attack in clean.attacks)
 
 
 def test_a_twin_differs_only_in_who_acts_and_in_what_cannot_change_its_records() -> None:
@@ -300,7 +301,10 @@ def test_a_twin_differs_only_in_who_acts_and_in_what_cannot_change_its_records()
         name=scenario.name,
         secure_sum=scenario.secure_sum,
         evaluation=scenario.evaluation,
-        attacks=tuple(dataclasses.replace(attack, enabled=True) for attack in twin.attacks),
+        attacks=tuple(
+            dataclasses.replace(attack, enabled=True, training=own.training)
+            for attack, own in zip(twin.attacks, scenario.attacks, strict=True)
+        ),
     )
     assert restored == scenario
     assert from_dict(to_dict(twin)) == twin  # it travels like any other

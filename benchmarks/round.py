@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from fedbd.engines import cores
+from fedbd.environment import cores
 from fedbd.prepared import prepare
 from fedbd.runs import run
 from fedbd.scenario import Scenario, load_scenario

@@ -36,11 +36,11 @@ def train(message: Message, context: Context) -> Message:
     arrays = view_all(message.content["arrays"])
     layout = layout_of(arrays)
     memory = {name: array.copy() for name, array in view_all(context.state.get(MEMORY, ArrayRecord())).items()}
-    result = client_round(prepared, client, round_, join(arrays, layout), memory)
+    buffers = {name: array for name, array in arrays.items() if not is_weight(array)}
+    result = client_round(prepared, client, round_, join(arrays, layout), memory, buffers)
     if result.memory:
         context.state[MEMORY] = pack_all(dict(result.memory))
     observe("train", {**result.notes, "seconds": time.perf_counter() - started}, context, round_)
-    buffers = {name: array for name, array in arrays.items() if not is_weight(array)}
     content = {
         "arrays": pack_all({**split(result.weights, layout), **buffers}),
         "metrics": MetricRecord({"num-examples": result.examples}),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +37,14 @@ class Result:
     notes: Notes
 
 
-def client_round(prepared: Prepared, client: int, round_: int, weights: Vector, memory: Memory) -> Result:
+def client_round(
+    prepared: Prepared,
+    client: int,
+    round_: int,
+    weights: Vector,
+    memory: Memory,
+    buffers: Mapping[str, NDArray[Any]] | None = None,
+) -> Result:
     """Carry out one client's round.
 
     Args:
@@ -44,12 +53,13 @@ def client_round(prepared: Prepared, client: int, round_: int, weights: Vector, 
         round_: The round, from 1.
         weights: (D,) float32 global weights.
         memory: What the client's local defense remembered.
+        buffers: The global model's integer entries: the one model of this process must not bring another client's.
     """
     scenario = prepared.scenario
     attack = assignment(scenario).get(client)
     role = role_of(attack, round_)
     model = prepared.model
-    assign(model, weights)
+    assign(model, weights, buffers)
     rng = torch_rng(scenario.seed, "train", round_, client)
     data = on_device(prepared.federation.client(client), scenario.engine.device)
     plan = plan_of(scenario.training, round_)
@@ -65,8 +75,11 @@ def client_round(prepared: Prepared, client: int, round_: int, weights: Vector, 
     if scenario.local_defense is None:
         notes = train(model, data, plan, rng)
     else:
+        before = memory.get("isolated")
         memory, notes = scenario.local_defense.impl.fit(model, data, plan, memory, rng)
-        notes = {**notes, **isolation_quality(memory.get("isolated"), truth, len(data))}
+        isolated = memory.get("isolated")
+        if isolated is not None and (before is None or not np.array_equal(before, isolated)):
+            notes = {**notes, **isolation_quality(isolated, truth, len(data))}  # once: a kept set stays what it was
     delta = flatten(model) - weights
     clip = getattr(scenario.aggregation.impl, "clip_local", None)
     if clip is not None and scenario.aggregation.impl.where == "client":

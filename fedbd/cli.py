@@ -64,7 +64,7 @@ def run(
     table: Annotated[Path | None, typer.Option(help="Also write the comparison to this .csv or .json file.")] = None,
 ) -> None:
     """Run scenarios, several side by side, and compare them."""
-    from fedbd.engines import cores  # noqa: PLC0415
+    from fedbd.environment import cores  # noqa: PLC0415
     from fedbd.jobs import run_all  # noqa: PLC0415
     from fedbd.report.console import LiveRuns  # noqa: PLC0415
     from fedbd.runs import plan, with_seeds  # noqa: PLC0415

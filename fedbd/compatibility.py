@@ -109,6 +109,19 @@ def attacks_act(s: Scenario) -> Iterator[Problem]:
             )
 
 
+def pollution_lasts(s: Scenario) -> Iterator[Problem]:
+    """A local defense remembers samples by their places: what lies there must not change between participations."""
+    for i, attack in enumerate(s.attacks):
+        whole = attack.rounds.first == 1 and (attack.rounds.last is None or attack.rounds.last >= s.rounds)
+        if attack.role == "polluted" and s.local_defense is not None and not whole:
+            yield Problem(
+                path=f"attacks[{i}].rounds",
+                expected="must cover the whole run where polluted clients have a local defense: it remembers samples",
+                got=f"{attack.rounds.first} to {attack.rounds.last or s.rounds}",
+                remedy="leave rounds out",
+            )
+
+
 def labels_differ(s: Scenario) -> Iterator[Problem]:
     """Names in the records are unique."""
     for kind, plans in (("attacks", s.attacks), ("cleanup", s.cleanup), ("detection", s.detection)):
@@ -214,6 +227,7 @@ CHECKS: tuple[Check, ...] = (
     clients_listed,
     attackers_fit,
     attacks_act,
+    pollution_lasts,
     labels_differ,
     guards_run,
     buckets_fit,

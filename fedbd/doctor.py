@@ -15,7 +15,8 @@ import torch
 
 from fedbd.crypto.agent_client import KeyAgent, start_agent
 from fedbd.crypto.ckks import Ckks, Evaluator
-from fedbd.engines import cores, flower_app_dir
+from fedbd.engines import flower_app_dir
+from fedbd.environment import cores
 from fedbd.registry import METHODS
 
 PACKAGES = ("flwr", "ray", "torch", "torchvision", "tenseal", "numpy")

@@ -19,6 +19,7 @@ from typing import Any
 from flwr.app import Context, RecordDict
 
 from fedbd.crypto.agent_client import AgentProcess, start_agent
+from fedbd.environment import cores
 from fedbd.errors import RunFailed
 from fedbd.flower.app_loader import load_component
 from fedbd.flower.executors import ProcessPoolExecutor, SerialExecutor
@@ -39,11 +40,6 @@ def flower_app_dir() -> Path:
     if project.is_file() and 'name = "fedbd"' in project.read_text(encoding="utf-8"):
         return here.parent
     return here / "flower-app"
-
-
-def cores() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def execute(scenario: Scenario, folder: Path, twin: Path | None, poll: Poll | None = None) -> dict[str, Any]:

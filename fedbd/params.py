@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,12 +61,13 @@ def flatten(model: nn.Module) -> Vector:
     return torch.cat(parts).to("cpu", torch.float32).numpy()
 
 
-def assign(model: nn.Module, vector: Vector) -> None:
+def assign(model: nn.Module, vector: Vector, buffers: Mapping[str, NDArray[Any]] | None = None) -> None:
     """Copy a flat vector into a model's float entries, in place (no new tensors, the memory format stays).
 
     Args:
         model: The model to fill.
         vector: (D,) float32 in the model's own layout.
+        buffers: Values for integer entries by name; others stay as they are.
 
     Raises:
         ValueError: If the length is not the model's.
@@ -80,6 +82,8 @@ def assign(model: nn.Module, vector: Vector) -> None:
         for entry in state.values():
             entry.copy_(source[start : start + entry.numel()].view(entry.shape))
             start += entry.numel()
+        for name, value in (buffers or {}).items():
+            model.state_dict()[name].copy_(torch.from_numpy(np.array(value)))
 
 
 def split(vector: Vector, layout: Layout) -> dict[str, NDArray[np.float32]]:
@@ -97,3 +101,17 @@ def join(arrays: Mapping[str, NDArray[np.generic]], layout: Layout) -> Vector:
 def sha256(vector: Vector) -> str:
     """Return the SHA-256 of a vector's little-endian float32 bytes, in hex."""
     return hashlib.sha256(np.ascontiguousarray(vector, dtype="<f4").tobytes()).hexdigest()
+
+
+def misfit(weights: Mapping[str, NDArray[Any]], layout: Layout) -> str:
+    """Return what is wrong with a reply's names and shapes, or the empty string."""
+    missing = [name for name in layout.names if name not in weights]
+    strange = [name for name in weights if name not in layout.names]
+    if missing or strange:
+        return f"arrays do not fit the model: missing {missing[:3]}, unknown {strange[:3]}"
+    wrong = [
+        f"'{name}' must be {shape}, got {weights[name].shape}"
+        for name, shape in zip(layout.names, layout.shapes, strict=True)
+        if weights[name].shape != shape
+    ]
+    return f"arrays do not fit the model: {'; '.join(wrong[:3])}" if wrong else ""

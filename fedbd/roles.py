@@ -1,12 +1,13 @@
 """The ground truth: who is honest, polluted or attacking in which round, and who takes part.
 
 A pure function of the scenario. It is read by the cohort draw, by the client step to act, and when the record is
-written; never by a defense, and never put into a message.
+written; and by the local engine to start long jobs first. Never by a defense. Messages carry the scenario, from which a
+client works out its own part; an update carries no role.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -88,9 +89,21 @@ def expected_images(scenario: Scenario, client: int, samples: int, round_: int) 
 
 def attack_window(scenario: Scenario) -> tuple[int, int] | None:
     """Return first and last attacked round of the run over all enabled attacks, or None for none."""
+    return _span([attack for attack in scenario.attacks if attack.enabled], scenario.rounds)
+
+
+def planned_window(scenario: Scenario) -> tuple[int, int] | None:
+    """Return first and last round of the run over all attacks, enabled or not, or None for none.
+
+    An attack-free twin has the one of the run whose twin it is: both are measured over the same rounds.
+    """
+    return _span(scenario.attacks, scenario.rounds)
+
+
+def _span(attacks: Sequence[AttackPlan], rounds: int) -> tuple[int, int] | None:
     windows = [
-        (attack.rounds.first, min(attack.rounds.last or scenario.rounds, scenario.rounds))
-        for attack in scenario.attacks
-        if attack.enabled and attack.rounds.first <= scenario.rounds
+        (attack.rounds.first, min(attack.rounds.last or rounds, rounds))
+        for attack in attacks
+        if attack.rounds.first <= rounds
     ]
     return (min(first for first, _ in windows), max(last for _, last in windows)) if windows else None

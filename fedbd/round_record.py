@@ -37,8 +37,8 @@ class RoundRecord(TypedDict, total=False):
         seconds: {train, encrypt, aggregate, decrypt, cleanup, detect, evaluate, total}.
         bytes_up: Array payloads and config values from the clients, not a transport's overhead.
         bytes_down: The same to the clients.
-        cipher_error: Largest error of the opened sums: 0 where the clients' checksums confirm them, null where nobody could
-            compare or nothing was encrypted.
+        cipher_error: Largest error of the opened sums: 0 where the clients' checksums confirm them, null where nobody
+            could compare or nothing was encrypted.
         bit_exact: Whether the opened sums are the exact sums of what clients sent, as those checksums tell.
         notes: What the stages noted, by stage; the secure sum's under ``secure_sum``.
     """

@@ -9,10 +9,11 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fedbd.engines import execute
+from fedbd.engines import execute, flower_app_dir
 from fedbd.errors import Problem, UserError
 from fedbd.flower.strategies import inner_strategy
 from fedbd.flower.strategy import DefendedStrategy
@@ -158,14 +159,26 @@ def _job(scenario: Scenario, folder: Path, out: Path, own: dict[str, Path], twin
 
 
 def identity(scenario: Scenario) -> str:
-    """Return a hash of what a run computes: its fingerprint, where its data lie, and with which versions.
+    """Return a hash of what a run computes: its fingerprint, device, where its data lie, versions and fedbd's own code.
 
-    A finished twin is reused only where all three are the same.
+    A finished twin is reused only where all of them are the same.
     """
     root = scenario.data.root or os.environ.get("FEDBD_DATA") or ""
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("fedbd", "flwr", "torch", "numpy")]
-    text = "\n".join([fingerprint(scenario), str(Path(root).resolve()) if root else "", *versions])
+    place = str(Path(root).resolve()) if root else ""
+    text = "\n".join([fingerprint(scenario), scenario.engine.device, place, *versions, code_digest()])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def code_digest() -> str:
+    """Return a hash of fedbd's sources, so that a change in a checkout makes finished twins stale."""
+    digest = hashlib.sha256()
+    app = flower_app_dir()
+    for folder in (Path(__file__).parent, app / "clients", app / "server"):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def with_seeds(scenarios: Sequence[Scenario], seeds: int) -> list[Scenario]:

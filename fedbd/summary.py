@@ -1,6 +1,7 @@
 """What a whole run is worth: the measures of ``summary.json``, from the lines of ``rounds.jsonl`` alone.
 
-Missing measurements stay missing: a mean is over what was measured, and over nothing it is None. No torch in here.
+Missing measurements stay missing: a mean is over what was measured, and over nothing it is None. What a collapsed model
+does with a trigger counts as missing: it is nobody's success. No torch in here.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ LAST_ROUNDS = 10
 
 ALIVE = 0.5
 """The attack success from which a backdoor counts as alive."""
+
+MEANINGLESS = ("attack_success", "robust_accuracy", "auc", "tpr_at_fpr_1", "tpr_at_fpr_5", "precision")
+"""What says nothing where the model collapsed."""
 
 
 def binomial_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float] | None:
@@ -42,7 +46,7 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 
 def counted_rounds(rounds: Sequence[Line], window: tuple[int, int] | None) -> list[Line]:
-    """Return the rounds that a run's figures are means of: the last ten attacked ones, or the last ten without attack.
+    """Return the rounds that a run's figures are means of: the last ten of a window, or of the run without one.
 
     Round 0, the start, never counts.
     """
@@ -52,7 +56,12 @@ def counted_rounds(rounds: Sequence[Line], window: tuple[int, int] | None) -> li
     return kept[-LAST_ROUNDS:]
 
 
-def summarize(rounds: Sequence[Line], window: tuple[int, int] | None, planned_rounds: int) -> dict[str, Any]:
+def summarize(
+    rounds: Sequence[Line],
+    window: tuple[int, int] | None,
+    planned_rounds: int,
+    planned_window: tuple[int, int] | None = None,
+) -> dict[str, Any]:
     """Return a run's measures.
 
     Args:
@@ -60,22 +69,29 @@ def summarize(rounds: Sequence[Line], window: tuple[int, int] | None, planned_ro
         window: First and last attacked round, or None for a run without an attack. Between them every round counts as
             attacked, whether or not the draw brought an attacker into the cohort.
         planned_rounds: How many rounds the scenario asks for.
+        planned_window: The same of the attacks that the scenario describes but has disabled: an attack-free run's
+            figures are means over the rounds that the attacked ones' are.
 
     Returns:
-        ``clean_accuracy``, ``attack_success``, ``attack_success_floor``, ``net_attack_success``, ``robust_accuracy``
-        and ``cleanup``, ``detection``, ``per_attack`` by name, all means over ``counted_rounds``; ``collapsed`` (the
-        last of them, or half of them, are) and ``collapsed_rounds`` of the whole run; the course of the attack, see
-        ``attack_course``; ``client_detection``, pooled over all rounds; ``server_saw`` of the last round;
-        ``seconds_per_round``; ``rounds``, ``planned_rounds`` and ``attack_window``.
+        ``clean_accuracy``, ``clean_accuracy_price``, ``attack_success``, ``attack_success_floor``,
+        ``net_attack_success``, ``robust_accuracy`` and ``cleanup``, ``detection``, ``per_attack`` by name, all means
+        over ``counted_rounds`` (its first and last); of collapsed ones only the accuracies and the floor count.
+        ``collapsed`` (the last of them, or half of them, are) and ``collapsed_rounds`` of the whole run; the course of
+        the attack, see ``attack_course``; ``client_detection``, pooled over all rounds; ``server_saw`` of the last
+        round, but the smallest ``honest_per_sum_min`` of all; ``seconds_per_round``; ``rounds``, ``planned_rounds`` and
+        ``attack_window``.
     """
-    tail = counted_rounds(rounds, window)
+    counted = counted_rounds(rounds, window or planned_window)
+    tail = [_believed(line) for line in counted]
     ran = [line for line in rounds if line["round"] > 0]
     collapsed = [line["collapsed"] for line in tail if line.get("collapsed") is not None]
     return {
         "rounds": len(ran),
         "planned_rounds": planned_rounds,
         "attack_window": None if window is None else list(window),
+        "counted_rounds": [counted[0]["round"], counted[-1]["round"]] if counted else None,
         **{name: mean(line.get(name) for line in tail) for name in ("clean_accuracy", "clean_accuracy_without_target")},
+        "clean_accuracy_price": mean(_price(line) for line in tail),
         **{name: mean(line.get(name) for line in tail) for name in ("attack_success", "attack_success_floor")},
         "net_attack_success": mean(_net(line) for line in tail),
         "robust_accuracy": mean(line.get("robust_accuracy") for line in tail),
@@ -86,9 +102,42 @@ def summarize(rounds: Sequence[Line], window: tuple[int, int] | None, planned_ro
         "cleanup": _cleanups(tail),
         "detection": _means(tail, "detection"),
         "client_detection": client_detection(ran),
-        "server_saw": ran[-1].get("server_saw") if ran else None,
+        "server_saw": _seen(ran),
         "seconds_per_round": mean((line.get("seconds") or {}).get("total") for line in ran),
     }
+
+
+def _believed(line: Line) -> Line:
+    """Return a round's line without what says nothing where its model collapsed."""
+    if line.get("collapsed") is not True:
+        return line
+    groups = {
+        group: {name: _blanked(entry) for name, entry in (line.get(group) or {}).items()}
+        for group in ("per_attack", "detection")
+    }
+    return {**_blanked(line), **groups}
+
+
+def _blanked(values: Line) -> Line:
+    return {name: None if name in MEANINGLESS else value for name, value in values.items()}
+
+
+def _price(line: Line) -> float | None:
+    twin = ((line.get("notes") or {}).get("twin") or {}).get("clean_accuracy")
+    own = line.get("clean_accuracy")
+    return None if twin is None or own is None else twin - own
+
+
+def _seen(rounds: Sequence[Line]) -> dict[str, Any] | None:
+    """Return the last round's view, with the fewest honest clients behind a sum of any round."""
+    views = [line.get("server_saw") or {} for line in rounds]
+    if not views or not views[-1]:
+        return None
+    honest = [count for view in views if (count := view.get("honest_per_sum_min")) is not None]
+    if not honest:
+        return dict(views[-1])
+    # 0: no sum of that round had an honest client in it, so there was nobody whose update it could show.
+    return {**views[-1], "honest_per_sum_min": min((count for count in honest if count), default=0)}
 
 
 def _net(line: Line) -> float | None:
@@ -99,6 +148,8 @@ def _net(line: Line) -> float | None:
 def attack_course(rounds: Sequence[Line], window: tuple[int, int] | None) -> dict[str, Any]:
     """Return how an attack went over the rounds; every value is None without an attack or a measured success.
 
+    Collapsed rounds are left out, and no backdoor is alive in them.
+
     Returns:
         ``attack_success_area``: area under the attack success (trapezoids) over the window's measured rounds, per
         round, so in [0, 1]; ``peak_attack_success``: the largest from the window's first round on;
@@ -108,7 +159,8 @@ def attack_course(rounds: Sequence[Line], window: tuple[int, int] | None) -> dic
         so read ``>= lifespan``. Both are None where the run ended before the attack did.
     """
     first, last = window or (0, -1)
-    points = [(line["round"], line["attack_success"]) for line in rounds if line.get("attack_success") is not None]
+    measured = [line for line in map(_believed, rounds) if line.get("attack_success") is not None]
+    points = [(line["round"], line["attack_success"]) for line in measured]
     attacked = [(number, success) for number, success in points if first <= number <= last]
     ended = attacked and max(line["round"] for line in rounds) >= last
     lifespan, censored = _lifespan(rounds, points, last) if ended else (None, None)
@@ -135,7 +187,8 @@ def _lifespan(rounds: Sequence[Line], points: Sequence[tuple[int, float]], last:
     known = dict(points)
     alive, count = False, 0
     for line in rounds:
-        alive = known[line["round"]] >= ALIVE if line["round"] in known else alive
+        kept = alive and line.get("collapsed") is not True
+        alive = known[line["round"]] >= ALIVE if line["round"] in known else kept
         count += alive and line["round"] > last
     return count, alive
 
@@ -172,15 +225,19 @@ def _means(rounds: Sequence[Line], group: str) -> dict[str, dict[str, float | No
 
 
 def _cleanups(rounds: Sequence[Line]) -> dict[str, dict[str, Any]]:
-    """Return per cleanup its mode, how often it ran and acted, and the means of what it left behind."""
+    """Return per cleanup its mode, how often it ran and acted, and the means of what it left behind.
+
+    Of collapsed models only the accuracies count.
+    """
     found = {}
     for name, entries in _named(rounds, "cleanup").items():
         after = {key: [entry.get(key) or {} for entry in entries] for key in ("before", "after", "twin_after")}
+        believed = {key: [_believed(values) for values in those] for key, those in after.items()}
         found[name] = {
             "mode": entries[-1].get("mode"),
             "rounds": len(entries),
             "acted": sum(entry.get("acted") is True for entry in entries),
-            **{key: _numbers(values) for key, values in after.items()},
+            **{key: _numbers(values) for key, values in believed.items()},
             "collapsed_rounds": sum(values.get("collapsed") is True for values in after["after"]),
             "seconds": mean(entry.get("seconds") for entry in entries),
         }

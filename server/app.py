@@ -14,9 +14,9 @@ import torch
 from flwr.app import ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedbd.environment import cores
 from fedbd.errors import FedBDError
 from fedbd.flower.arrays import pack_all, view_all
-from fedbd.flower.folding import Weighing
 from fedbd.flower.local_grid import LocalGrid
 from fedbd.flower.mods import checksum
 from fedbd.flower.observer import collect
@@ -28,10 +28,11 @@ from fedbd.params import assign, flatten, join
 from fedbd.prepared import Prepared, prepared_from_json
 from fedbd.record import FINISHED, RunFolder, read_rounds
 from fedbd.report.trigger_picture import draw_triggers
-from fedbd.roles import attack_window, draw_cohort, expected_images
+from fedbd.roles import attack_window, draw_cohort, expected_images, planned_window
 from fedbd.run_text import message_text, scenario_text
 from fedbd.scenario import Scenario, fingerprint, from_dict, load_scenario
 from fedbd.summary import summarize
+from fedbd.weighing import Weighing
 
 from .step import Rounds
 
@@ -66,9 +67,8 @@ def serve(grid: Grid, scenario: Scenario, folder: RunFolder, twin: list[dict[str
         twin: The lines of the attack-free twin, or none.
     """
     started = time.perf_counter()
-    torch.set_num_threads(
-        1
-    )  # server-side training must give the same bits on any machine; evaluation spreads by itself
+    # Server-side training must give the same bits on any machine; evaluation spreads over cores by itself.
+    torch.set_num_threads(1)
     folder.write_scenario(scenario_text(scenario))
     folder.write_environment(threads=1)
     observed = Path(os.environ.get("FEDBD_OBSERVER") or folder.path / "observations")
@@ -108,11 +108,17 @@ def _train(grid: Grid, scenario: Scenario, prepared: Prepared, rounds: Rounds, f
         ordered,
         pack_all(state),
         num_rounds=scenario.rounds,
-        timeout=scenario.engine.timeout * scenario.cohort_size,
+        timeout=patience(scenario),
         train_config=ConfigRecord({"fedbd-scenario": message_text(scenario)}),
     )
     assign(model, join(view_all(result.arrays), prepared.layout))
     save_safetensors(model, folder.path / "model.safetensors")
+
+
+def patience(scenario: Scenario) -> float:
+    """Return the seconds for one exchange: clients take turns on the workers, each with its own timeout."""
+    turns = -(-scenario.cohort_size // (scenario.engine.workers or cores()))
+    return scenario.engine.timeout * turns
 
 
 def defended(scenario: Scenario, prepared: Prepared, rounds: Rounds) -> DefendedStrategy:
@@ -135,14 +141,14 @@ def defended(scenario: Scenario, prepared: Prepared, rounds: Rounds) -> Defended
         on_client_failure=scenario.on_client_failure,
         trusted=prepared.federation.trusted,
         after_round=rounds.after_round,
-        timeout=scenario.engine.timeout,
+        timeout=patience(scenario),
     )
 
 
 def _summary(scenario: Scenario, rounds: Rounds, status: str, reason: str, seconds: float) -> dict[str, Any]:
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     largest = max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, children)
-    measures = summarize(rounds.lines, attack_window(scenario), scenario.rounds)
+    measures = summarize(rounds.lines, attack_window(scenario), scenario.rounds, planned_window(scenario))
     return {
         "name": scenario.name,
         "seed": scenario.seed,

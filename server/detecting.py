@@ -39,6 +39,9 @@ def detect(prepared: Prepared, plan: DetectionPlan, model: nn.Module, round_: in
         seconds = time.perf_counter() - started
         return {**base, **counts, "seconds": seconds, "notes": {"acted": False, "reason": str(refusal)}}
     seconds = time.perf_counter() - started
+    if not np.isfinite(scores).all():
+        lost = f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite"
+        return {**base, **counts, "seconds": seconds, "notes": {**notes, "acted": False, "reason": lost}}
     positive, negative = scores[triggered], scores[~triggered]
     return {
         "where": "incoming",

@@ -116,16 +116,18 @@ class Rounds:
     def _measures(self, model: nn.Module, round_: int) -> Notes:
         found = self._evaluate(model)
         twin = self.twin.get(round_)
-        floors = twin.get("per_attack") if twin else None
+        # A twin that predicts one class would give a floor of 0 or 1, and say nothing of the trigger.
+        floors = twin["per_attack"] if twin and not twin.get("collapsed") else {}
         per_attack = {
-            key: {**values, "attack_success_floor": floors[key]["attack_success"] if floors else None}
+            key: {**values, "attack_success_floor": floors.get(key, {}).get("attack_success")}
             for key, values in found.per_attack.items()
         }
+        worst = max(per_attack.values(), key=lambda values: values["attack_success"] or 0.0, default=None)
         return {
             "clean_accuracy": found.clean_accuracy,
             "clean_accuracy_without_target": found.clean_accuracy_without_target,
             "attack_success": found.attack_success,
-            "attack_success_floor": twin.get("attack_success") if twin else None,
+            "attack_success_floor": worst["attack_success_floor"] if worst else None,
             "per_attack": per_attack,
             "robust_accuracy": found.robust_accuracy,
             "collapsed": found.collapsed,
@@ -177,7 +179,8 @@ class Rounds:
         honest = [sum(client not in attackers for client in group) for group in outcome.buckets]
         bad = [any(roles[client] is not Role.HONEST for client in group) for group in outcome.buckets]
         encrypted = scenario.secure_sum is not None
-        kind = "updates" if not encrypted else "sum" if len(outcome.buckets) == 1 else "bucket_sums"
+        single = not encrypted or all(len(group) == 1 for group in outcome.buckets)
+        kind = "updates" if single else "sum" if len(outcome.buckets) == 1 else "bucket_sums"
         exact = self._exact(outcome, observed) if encrypted else True
         return {
             "server_saw": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ def pack(array: NDArray[Any]) -> Array:
 
 
 def view(array: Array) -> NDArray[Any]:
-    """Return a read-only view of an ``Array``'s bytes; a copy where they are not in C order.
+    """Return a read-only view of an ``Array``'s bytes; nothing is allocated for a header that lies.
 
     Raises:
         ValueError: If the bytes are no npy array, or one of Python objects.
@@ -31,13 +32,14 @@ def view(array: Array) -> NDArray[Any]:
     data = array.data
     stream = io.BytesIO(data[:1024])
     try:
-        version = npy.read_magic(stream)
-        shape, fortran, dtype = npy.read_array_header_1_0(stream) if version == (1, 0) else ((), True, np.dtype("f8"))
-        if fortran or dtype.hasobject:
-            return np.load(io.BytesIO(data), allow_pickle=False)  # type: ignore[no-any-return]
-        return np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape)
-    except (EOFError, OSError) as error:
-        raise ValueError(f"no npy array: {error}") from None
+        read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(stream)]
+        shape, fortran, dtype = read(stream)
+        held, needed = len(data) - stream.tell(), math.prod(shape) * dtype.itemsize
+        if dtype.hasobject or held != needed or min(shape, default=0) < 0:
+            raise ValueError(f"{dtype}{shape} does not fit {held} bytes")
+        return np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")
+    except Exception as error:  # the header is whatever a client wrote
+        raise ValueError(f"no npy array: {type(error).__name__}: {error}") from None
 
 
 def pack_all(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:

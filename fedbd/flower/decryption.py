@@ -6,7 +6,8 @@ record's ``clients_saw`` says who.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+import math
+from typing import NamedTuple, cast
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -22,6 +23,9 @@ from fedbd.sums import Row
 DECRYPTORS = 2
 SLACK = 1.25
 """6 sigma are exceeded once in a billion values; a sum under a wrong key lies anywhere between grid points."""
+
+
+Answer = tuple[dict[int, Row], float]
 
 
 class Opened(NamedTuple):
@@ -40,7 +44,16 @@ class Opened(NamedTuple):
     sizes: tuple[int, int]
 
 
-def decrypted(grid: OrderedGrid, fold: Fold, round_: int, seed: int, timeout: float, noise_bound: float) -> Opened:
+def decrypted(
+    grid: OrderedGrid,
+    fold: Fold,
+    round_: int,
+    seed: int,
+    timeout: float,
+    noise_bound: float,
+    *,
+    others: bool = False,
+) -> Opened:
     """Return the opened sums.
 
     Args:
@@ -50,58 +63,80 @@ def decrypted(grid: OrderedGrid, fold: Fold, round_: int, seed: int, timeout: fl
         seed: Draws who is asked.
         timeout: Seconds for the exchange.
         noise_bound: What the noise of the largest sum does not exceed (6 sigma), in value units.
+        others: Ask other clients in place of those that fail.
 
     Raises:
-        SecureSumFailed: If a decryptor fails, the two disagree, or what they found is no sum under their key.
+        SecureSumFailed: If too few decrypt, the two disagree, or what they found is no sum under their key.
     """
-    accepted = sorted(fold.accepted)
-    if len(accepted) < DECRYPTORS:
-        raise SecureSumFailed(f"round {round_}: two clients must decrypt, and only {len(accepted)} answered")
-    drawn = numpy_rng(seed, "decryptors", round_).choice(accepted, DECRYPTORS, replace=False)
-    asked = tuple(sorted(int(client) for client in drawn))
+    order = [int(client) for client in numpy_rng(seed, "decryptors", round_).permutation(sorted(fold.accepted))]
+    if len(order) < DECRYPTORS:
+        raise SecureSumFailed(f"round {round_}: two clients must decrypt, and only {len(order)} answered")
+    content = _request(fold)
+    answers: dict[int, Answer] = {}
+    sizes = [0, 0]
+    while len(answers) < DECRYPTORS:
+        asked, order = order[: DECRYPTORS - len(answers)], order[DECRYPTORS - len(answers) :]
+        if not asked:
+            raise SecureSumFailed(f"round {round_}: only {len(answers)} of {DECRYPTORS} decryptors answered")
+        for client, reply in _ask(grid, asked, content, timeout):
+            try:
+                answers[client] = _answer(client, reply, fold)
+            except SecureSumFailed as error:
+                if not others:
+                    raise SecureSumFailed(f"round {round_}: {error}") from None
+                continue
+            sizes[0] += payload_bytes(reply.content)
+        sizes[1] += len(asked) * payload_bytes(content)
+        if not others and len(answers) < DECRYPTORS:
+            raise SecureSumFailed(f"round {round_}: {len(answers)} of {DECRYPTORS} decryptors answered")
+    noise = _compare(answers, round_, noise_bound)
+    rows, _ = next(iter(answers.values()))
+    return Opened(rows, tuple(sorted(answers)), noise, (sizes[0], sizes[1]))
+
+
+def _request(fold: Fold) -> RecordDict:
     blobs = {
         str(bucket): np.frombuffer(fold.evaluator.serialize(total), np.uint8)
         for bucket, total in sorted(fold.totals.items())
     }
-    content = RecordDict({PROTOCOL: ConfigRecord({"kind": "decrypt"}), CIPHERTEXT: pack_all(blobs)})
+    return RecordDict({PROTOCOL: ConfigRecord({"kind": "decrypt"}), CIPHERTEXT: pack_all(blobs)})
+
+
+def _ask(grid: OrderedGrid, asked: list[int], content: RecordDict, timeout: float) -> list[tuple[int, Message]]:
     nodes = grid.nodes()
-    requests = [Message(content, dst_node_id=nodes[client], message_type="train") for client in asked]
-    replies = grid.send_and_receive(requests, timeout=timeout)
-    answers = [_answer(reply, round_, len(fold.start) + 1) for reply in replies]
-    if len(answers) < DECRYPTORS:
+    requests = [Message(content, dst_node_id=nodes[client], message_type="train") for client in sorted(asked)]
+    return [(grid.partition_of_reply(reply), reply) for reply in grid.send_and_receive(requests, timeout=timeout)]
+
+
+def _answer(client: int, reply: Message, fold: Fold) -> Answer:
+    """Return a decryptor's rows in the order of the buckets, and its noise; nothing in a reply is trusted."""
+    if reply.has_error():
+        raise SecureSumFailed(f"client {client}, asked to decrypt, failed: {reply.error.reason}")
+    shape = (len(fold.start) + 1,)
+    try:
+        rows = {int(bucket): row for bucket, row in view_all(reply.content.array_records[CIPHERTEXT]).items()}
+        noise = float(cast(float, reply.content.metric_records["noise"]["largest"]))
+        wrong = [bucket for bucket, row in rows.items() if row.shape != shape or row.dtype != np.int64]
+        if set(rows) != set(fold.totals) or wrong or not (math.isfinite(noise) and noise >= 0):
+            raise ValueError(f"rows for {sorted(rows)} with noise {noise}")
+    except Exception as error:  # whatever it sent
+        raise SecureSumFailed(f"client {client}, asked to decrypt, sent no sums: {error}") from None
+    return {bucket: rows[bucket] for bucket in sorted(rows)}, noise
+
+
+def _compare(answers: dict[int, Answer], round_: int, noise_bound: float) -> float:
+    """Return the larger noise of two answers that agree and are sums under the decryptors' key."""
+    (one, (first, noise)), (two, (second, other)) = answers.items()
+    different = [str(bucket) for bucket in first if not np.array_equal(first[bucket], second[bucket])]
+    if different:
         raise SecureSumFailed(
-            f"round {round_}: {len(answers)} of {DECRYPTORS} decryptors answered within {timeout:g} s"
+            f"round {round_}: clients {one} and {two} decrypt sum {', '.join(different)} differently: one of them lies "
+            "or holds another key"
         )
-    _compare(answers, asked, round_)
-    noise = max(float(cast(float, reply.content["noise"]["largest"])) for reply in replies)
-    if noise > SLACK * noise_bound:
+    largest = max(noise, other)
+    if largest > SLACK * noise_bound:
         raise SecureSumFailed(
-            f"round {round_}: decrypted values lie up to {noise:.1e} off the grid, where the noise is at most "
+            f"round {round_}: decrypted values lie up to {largest:.1e} off the grid, where the noise is at most "
             f"{noise_bound:.1e}: a client encrypted under another key, or sent no ciphertext of its update"
         )
-    sizes = (sum(payload_bytes(r.content) for r in replies), sum(payload_bytes(r.content) for r in requests))
-    return Opened({int(bucket): row for bucket, row in answers[0].items()}, asked, noise, sizes)
-
-
-def _answer(reply: Message, round_: int, length: int) -> dict[str, Any]:
-    if reply.has_error():
-        raise SecureSumFailed(f"round {round_}: a decryptor failed: {reply.error.reason}")
-    rows = view_all(reply.content.array_records[CIPHERTEXT])
-    for bucket, row in rows.items():
-        if row.shape != (length,) or row.dtype != np.int64:
-            raise SecureSumFailed(
-                f"round {round_}: sum {bucket} came back as {row.dtype}{row.shape}, not int64({length},)"
-            )
-    return rows
-
-
-def _compare(answers: list[dict[str, Any]], asked: tuple[int, ...], round_: int) -> None:
-    first, second = answers
-    different = [
-        bucket for bucket in first if bucket not in second or not np.array_equal(first[bucket], second[bucket])
-    ]
-    if different or set(first) != set(second):
-        raise SecureSumFailed(
-            f"round {round_}: clients {asked[0]} and {asked[1]} decrypt sum {', '.join(different)} differently: one of "
-            "them lies or holds another key"
-        )
+    return largest

@@ -11,44 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from flwr.app import Message
-from numpy.typing import NDArray
 
 from fedbd.crypto.grid import GRID_BITS
 from fedbd.errors import SecureSumFailed
 from fedbd.flower.arrays import payload_bytes, view, view_all
 from fedbd.flower.mods import CIPHERTEXT
-from fedbd.params import Layout, is_weight, join
+from fedbd.params import Layout, is_weight, join, misfit
 from fedbd.sums import Row, to_row
 from fedbd.types import Vector
-
-
-@dataclass(frozen=True, kw_only=True)
-class Weighing:
-    """How much a client counts.
-
-    Attributes:
-        weighting: ``equal``, or ``examples``: claimed examples over ``average_examples``.
-        average_examples: Training samples per client on average: a public number that keeps weights near 1.
-        largest: Cap on a weight in the clear (a ciphertext's weight cannot be capped; the record says so).
-    """
-
-    weighting: str = "equal"
-    average_examples: float = 1.0
-    largest: float = 10.0
-
-    def weight(self, claimed: float) -> float:
-        """Return the weight of a client that claims so many examples.
-
-        Raises:
-            ValueError: If the claim is not a positive finite number.
-        """
-        if self.weighting == "equal":
-            return 1.0
-        if not (np.isfinite(claimed) and claimed > 0):
-            raise ValueError(f"num-examples must be a positive number, got {claimed!r}")
-        return min(claimed / self.average_examples, self.largest)
+from fedbd.weighing import Weighing
 
 
 @dataclass
@@ -87,8 +59,10 @@ class Fold:
         self.bytes_up += payload_bytes(reply.content)
         try:
             self._plain(client, reply) if self.evaluator is None else self._encrypted(client, reply)
-        except (ValueError, KeyError, SecureSumFailed) as error:
-            self.rejected[client] = str(error) if not isinstance(error, KeyError) else f"the reply lacks {error}"
+        except Exception as error:  # whatever a client sends is its own failure, not the server's
+            known = isinstance(error, ValueError | SecureSumFailed)
+            what = f"the reply lacks {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+            self.rejected[client] = str(error) if known else what
             return
         self.accepted.append(client)
 
@@ -129,19 +103,8 @@ class Fold:
     def _encrypted(self, client: int, reply: Message) -> None:
         blob = view(reply.content.array_records[CIPHERTEXT]["row"]).tobytes()
         bucket = self.bucket[client]
-        self.totals[bucket] = self.evaluator.add(self.totals.get(bucket), blob)
+        total = self.evaluator.add(self.totals.get(bucket), blob)
+        if total.size != len(self.start) + 1:  # the first one in a bucket: later ones are compared with it
+            raise ValueError(f"the ciphertext must hold {len(self.start) + 1} values, got {total.size}")
+        self.totals[bucket] = total
         self.ciphertext_bytes += len(blob)
-
-
-def misfit(weights: Mapping[str, NDArray[Any]], layout: Layout) -> str:
-    """Return what is wrong with a reply's names and shapes, or the empty string."""
-    missing = [name for name in layout.names if name not in weights]
-    strange = [name for name in weights if name not in layout.names]
-    if missing or strange:
-        return f"arrays do not fit the model: missing {missing[:3]}, unknown {strange[:3]}"
-    wrong = [
-        f"'{name}' must be {shape}, got {weights[name].shape}"
-        for name, shape in zip(layout.names, layout.shapes, strict=True)
-        if weights[name].shape != shape
-    ]
-    return f"arrays do not fit the model: {'; '.join(wrong[:3])}" if wrong else ""

@@ -20,8 +20,9 @@ from fedbd.errors import ClientFailed, SecureSumFailed
 from fedbd.flower.arrays import pack_all, view_all
 from fedbd.flower.observer import observe
 from fedbd.flower.proxies import PROTOCOL
-from fedbd.params import is_weight, join, layout_of
+from fedbd.params import is_weight, join, layout_of, misfit
 from fedbd.sums import Row, to_row
+from fedbd.weighing import Weighing
 
 SECURE = "fedbd.secure"
 """Name of the ConfigRecord that asks for an encrypted reply, and says how."""
@@ -79,12 +80,14 @@ def _encrypted(start: dict[str, Any], content: RecordDict, secure: dict[str, Any
     end = view_all(next(iter(content.array_records.values())))
     layout = layout_of(start)
     weights = {name: array for name, array in end.items() if is_weight(array)}
-    if layout_of({name: weights[name] for name in layout.names if name in weights}) != layout:
-        raise ClientFailed("the app's arrays do not have the names and shapes of the global model's")
-    weight = 1.0
-    if secure["weighting"] == "examples":
-        examples = next(iter(content.metric_records.values()))["num-examples"]
-        weight = float(examples) / float(secure["average-examples"])  # type: ignore[arg-type]
+    problem = misfit(weights, layout)
+    if problem:
+        raise ClientFailed(problem)
+    weighing = Weighing(
+        weighting=secure["weighting"], average_examples=secure["average-examples"], largest=secure["largest-weight"]
+    )
+    claimed = next(iter(content.metric_records.values()))["num-examples"] if weighing.weighting == "examples" else 1
+    weight = weighing.weight(float(claimed))  # type: ignore[arg-type]
     delta = join(weights, layout) - join(start, layout)
     row = to_row(delta, weight, float(secure["largest"]), int(secure["grid-bits"]))
     started = time.perf_counter()

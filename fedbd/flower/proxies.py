@@ -80,6 +80,7 @@ class OrderedGrid(_Proxy):
         self.cost: Callable[[int], float] | None = None
         self._node_of: dict[int, int] = {}
         self._partition_of: dict[int, int] = {}
+        self._asked: dict[str, int] = {}
 
     def get_node_ids(self) -> list[int]:
         """Return all node ids in the order of their partitions."""
@@ -113,6 +114,11 @@ class OrderedGrid(_Proxy):
             wait(sorted(waiting), 1.0)
         else:
             time.sleep(self.pause)
+
+    def partition_of_reply(self, reply: Message) -> int:
+        """Return the partition that a reply answers for; what Flower itself says for a lost node names no node."""
+        asked = self._asked.get(reply.metadata.reply_to_message_id)
+        return asked if asked is not None else self.partition(reply.metadata.src_node_id)
 
     def _wait_for_nodes(self) -> list[int]:
         deadline = time.monotonic() + self.patience
@@ -150,13 +156,18 @@ class OrderedGrid(_Proxy):
         if self.cost is not None:  # longest first: no worker idles while the last one works through a long job
             cost = self.cost
             batch.sort(key=lambda message: -cost(self._partition_of[message.metadata.dst_node_id]))
-        waiting = set(self.inner.push_messages(batch))
+        ids = list(self.inner.push_messages(batch))
+        self._asked = {
+            message_id: self._partition_of[message.metadata.dst_node_id]
+            for message_id, message in zip(ids, batch, strict=True)
+        }
+        waiting = set(ids)
         replies: list[tuple[int, Message]] = []
         while waiting:
             arrived = list(self.inner.pull_messages(sorted(waiting)))
             for reply in arrived:
                 waiting.discard(reply.metadata.reply_to_message_id)
-                partition = self._partition_of[reply.metadata.src_node_id]
+                partition = self.partition_of_reply(reply)
                 replies.append((partition, self.on_reply(partition, reply) if self.on_reply is not None else reply))
             if deadline is not None and time.monotonic() > deadline:
                 break

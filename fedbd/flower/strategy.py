@@ -21,11 +21,11 @@ from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedPro
 
 from fedbd.crypto.ckks import Evaluator
 from fedbd.crypto.grid import GRID_BITS
-from fedbd.errors import ClientFailed, Problem, RunFailed, UserError
+from fedbd.errors import ClientFailed, Problem, RunFailed, SecureSumFailed, UserError
 from fedbd.flower.arrays import pack_all, payload_bytes, view_all
 from fedbd.flower.cohorts import cohort_of, sums_seen, verdict
 from fedbd.flower.decryption import Opened, decrypted
-from fedbd.flower.folding import Fold, Weighing
+from fedbd.flower.folding import Fold
 from fedbd.flower.mods import SECURE
 from fedbd.flower.outcome import Outcome
 from fedbd.flower.proxies import CohortGrid, OrderedGrid
@@ -33,6 +33,7 @@ from fedbd.params import Layout, join, layout_of, split
 from fedbd.seeding import numpy_rng, torch_rng
 from fedbd.sums import bucket_of
 from fedbd.types import Aggregate, Aggregator, Memory, Need, Notes, TrustedData, Vector
+from fedbd.weighing import Weighing
 
 MEAN_BASED = (FedAvg, FedAvgM, FedAdagrad, FedAdam, FedYogi, FedProx)
 
@@ -61,7 +62,8 @@ class DefendedStrategy(Strategy):
         strategy: A mean-based Flower strategy (or a class that declares ``mean_only = True``).
         aggregation: The aggregation rule.
         secure_sum: The encryption's parameters (``fedbd.crypto.ckks.Ckks``); None: plain updates.
-        bucket_size: Clients per bucket, 1 for single updates, None for one sum.
+        bucket_size: Clients per bucket, 1 for single updates, None for one sum; 0: one sum under encryption, else
+            single updates.
         server_rate: Factor on the aggregate.
         seed: Decides cohorts, buckets and decryptors.
         cohort: Round -> participating partitions; None: everybody.
@@ -76,7 +78,7 @@ class DefendedStrategy(Strategy):
     strategy: Strategy
     aggregation: Aggregator
     secure_sum: Any = None
-    bucket_size: int | None = 1
+    bucket_size: int | None = 0
     server_rate: float = 1.0
     seed: int = 0
     cohort: Callable[[int], Sequence[int]] | None = None
@@ -101,6 +103,8 @@ class DefendedStrategy(Strategy):
                 remedy="a rule over single updates belongs into aggregation",
             )
             raise UserError([problem])
+        if self.bucket_size == 0:
+            self.bucket_size = 1 if self.secure_sum is None else None
         for name, value in (("min_train_nodes", 1), ("min_available_nodes", 1), ("fraction_train", 1.0)):
             if hasattr(self.strategy, name):  # cohorts are ours to draw; the inner strategy takes all it is shown
                 setattr(self.strategy, name, value)
@@ -152,7 +156,11 @@ class DefendedStrategy(Strategy):
         if self.secure_sum is None and Need.INDIVIDUAL not in self.aggregation.needs:
             size = None  # nobody looks at single rows: one running sum is enough
         bucket = {client: bucket_of(i, len(cohort), size, order) for i, client in enumerate(cohort)}
-        evaluator = Evaluator(self.secure_sum) if self.secure_sum is not None else None
+        evaluator = None
+        if self.secure_sum is not None:
+            for name, sentence in self.secure_sum.problems(max(Counter(bucket.values()).values())):
+                raise SecureSumFailed(f"round {round_}: secure_sum.{name}: {sentence}")
+            evaluator = Evaluator(self.secure_sum)
         return Fold(layout, start, bucket, self.weighing, evaluator, self._bits)
 
     @property
@@ -165,6 +173,7 @@ class DefendedStrategy(Strategy):
             "round": round_,
             "weighting": self.weighing.weighting,
             "average-examples": self.weighing.average_examples,
+            "largest-weight": self.weighing.largest,
             "largest": self.secure_sum.largest(most),
             "grid-bits": self._bits,
         }
@@ -195,7 +204,7 @@ class DefendedStrategy(Strategy):
             raise RunFailed("aggregate_train was called without its configure_train")
         now.grid.on_reply, self._round = None, None
         for reply in replies:  # a caller with a loop of its own: nothing is folded twice
-            now.fold.add(now.grid.partition(reply.metadata.src_node_id), reply)
+            now.fold.add(now.grid.partition_of_reply(reply), reply)
         self._check(now)
         trained = time.perf_counter()
         totals, asked, noise, extra = self._opened(now)
@@ -230,13 +239,17 @@ class DefendedStrategy(Strategy):
         replaced = self.after_round(outcome) if self.after_round is not None else None
         if replaced is not None:
             arrays = self._arrays(now, replaced)
+            if isinstance(getattr(self.strategy, "current_arrays", None), ArrayRecord):
+                # FedAvgM steps from the weights that it made itself, and would undo the repair.
+                self.strategy.current_arrays = arrays  # type: ignore[attr-defined]
         return arrays, MetricRecord({"accepted": len(accepted)})
 
     def _opened(self, now: _Round) -> Opened:
         if self.secure_sum is not None:
             largest = max(Counter(now.fold.bucket[client] for client in now.fold.accepted).values())
             bound = float(self.secure_sum.noise_bound(largest))
-            return decrypted(now.grid, now.fold, now.number, self.seed, self.timeout, bound)
+            patient = self.on_client_failure == "skip"
+            return decrypted(now.grid, now.fold, now.number, self.seed, self.timeout, bound, others=patient)
         return Opened(dict(sorted(now.fold.totals.items())), (), None, (0, 0))
 
     def _check(self, now: _Round) -> None:

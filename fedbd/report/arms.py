@@ -1,7 +1,7 @@
 """Arms side by side: means over seeds, paired differences to the first arm, and what must not be misread.
 
 An arm is a scenario, its runs differ in the seed. Differences are paired by seed, with percentile-bootstrap intervals
-over the seeds. Of a collapsed run only the accuracies and what the twin gave count: neither its low nor its high
+over the seeds; where the scenarios do not share the draws that make a pair, none are formed. Of a collapsed run only the accuracies and what the twin gave count: neither its low nor its high
 attack success is anybody's success. ``if_stopped_now`` and ``in_loop`` are apart everywhere.
 """
 
@@ -14,10 +14,15 @@ from typing import Any
 import numpy as np
 
 from fedbd.errors import Problem, UserError
+from fedbd.report.pairing import unpaired_because
 from fedbd.report.run_view import RunView
 
 RESAMPLES = 10_000
-ATTACK = ("attack_success", "net_attack_success", "robust_accuracy")
+COURSE = ("peak_attack_success", "attack_success_area", "time_to_attack_success", "lifespan", "lifespan_censored")
+ATTACK = ("attack_success", "net_attack_success", "robust_accuracy", *COURSE)
+ONLY_VALUES = ("time_to_attack_success", "lifespan", "lifespan_censored", "collapsed_rounds")
+"""Without differences: of a time never reached or a lifespan cut short there is no number to subtract."""
+
 MODES = ("if_stopped_now", "in_loop")
 
 
@@ -60,11 +65,14 @@ class Arm:
         oracle: A method of it knows what no defender knows.
         seeds: Of its finished runs, ascending.
         unfinished: Number of runs left out because they did not come to their end.
+        unpaired: Why there are no differences to the first arm, as a clause; "" where there are, and for that arm.
+        counted: First and last round that the figures are means of, in words, one text per kind among the runs.
         collapsed: Seeds whose run collapsed.
         cleaned_collapsed: Seeds whose cleaned model collapsed, by (cleanup, mode).
         cleaned_acted: How often a cleanup changed the model, of how often it ran, in words, by (cleanup, mode); only
             where it did not always.
-        server_saw: What the server saw in the last round, one text per kind of view among the runs.
+        server_saw: What the server saw in the last round, and the fewest honest clients behind a sum of any round; one
+            text per kind of view among the runs.
         statistics: By measure: ``clean_accuracy``, ``cleanup.rnp.in_loop.attack_success``, ``detection.strip.auc``.
     """
 
@@ -72,6 +80,8 @@ class Arm:
     oracle: bool
     seeds: tuple[int, ...]
     unfinished: int
+    unpaired: str
+    counted: tuple[str, ...]
     collapsed: tuple[int, ...]
     cleaned_collapsed: Mapping[tuple[str, str], tuple[int, ...]]
     cleaned_acted: Mapping[tuple[str, str], str]
@@ -89,16 +99,19 @@ def compare(runs: Sequence[RunView], *, seed: int = 0) -> list[Arm]:
     Raises:
         UserError: If an arm has two runs of one seed.
     """
-    names = list(dict.fromkeys(run.arm for run in runs))
     arms: list[Arm] = []
-    for name in names:
+    reference: list[RunView] = []
+    for name in dict.fromkeys(run.arm for run in runs):
         own = sorted((run for run in runs if run.arm == name), key=lambda run: run.seed)
-        arms.append(_arm(name, own, arms[0].statistics if arms else {}, seed))
+        done = [run for run in own if run.finished]
+        _refuse_equal_seeds(name, done)
+        unpaired = unpaired_because(done, reference) if arms else ""
+        arms.append(_arm(name, own, unpaired, arms[0].statistics if arms and not unpaired else {}, seed))
+        reference = reference if len(arms) > 1 else done
     return arms
 
 
-def _arm(name: str, runs: Sequence[RunView], reference: Mapping[str, Statistic], seed: int) -> Arm:
-    done = [run for run in runs if run.finished]
+def _refuse_equal_seeds(name: str, done: Sequence[RunView]) -> None:
     seeds = [run.seed for run in done]
     if len(set(seeds)) < len(seeds):
         twice = sorted({s for s in seeds if seeds.count(s) > 1})
@@ -106,18 +119,24 @@ def _arm(name: str, runs: Sequence[RunView], reference: Mapping[str, Statistic],
         raise UserError(
             [Problem(path=name, expected="must have one run per seed", got=f"{twice} twice", remedy=remedy)]
         )
+
+
+def _arm(name: str, runs: Sequence[RunView], unpaired: str, reference: Mapping[str, Statistic], seed: int) -> Arm:
+    done = [run for run in runs if run.finished]
     measured = {run.seed: measures_of(run) for run in done}
     statistics = {}
     for key in dict.fromkeys(key for found in measured.values() for key in found):
         values = {s: value for s, found in measured.items() if (value := found.get(key)) is not None}
-        first = reference.get(key)
+        first = None if key in ONLY_VALUES else reference.get(key)
         statistics[key] = Statistic(values=values, **(_paired(values, first.values, seed) if first else {}))
     cleanups = dict.fromkeys((n, e["mode"]) for run in done for n, e in run.summary["cleanup"].items())
     return Arm(
         name=name,
         oracle=any(run.oracle for run in runs),
-        seeds=tuple(seeds),
+        seeds=tuple(run.seed for run in done),
         unfinished=len(runs) - len(done),
+        unpaired=unpaired,
+        counted=tuple(dict.fromkeys("{}..{}".format(*run.summary["counted_rounds"]) for run in done)),
         collapsed=tuple(run.seed for run in done if run.summary["collapsed"]),
         cleaned_collapsed={key: tuple(run.seed for run in done if _cleaned_collapsed(run, *key)) for key in cleanups},
         cleaned_acted={key: text for key in cleanups if (text := _acted_text(done, *key))},
@@ -130,9 +149,9 @@ def measures_of(run: RunView) -> dict[str, float | None]:
     """Return a run's measures by their names in a comparison; a collapsed run or cleanup has only its accuracies."""
     summary = run.summary
     lost = bool(summary["collapsed"])
-    found = {"clean_accuracy": summary["clean_accuracy"]}
+    found = {name: summary[name] for name in ("clean_accuracy", "clean_accuracy_price", "collapsed_rounds")}
     found |= {name: None if lost else summary[name] for name in ATTACK}
-    found["attack_success_floor"] = summary["attack_success_floor"]  # the twin's: it did not collapse
+    found["attack_success_floor"] = summary["attack_success_floor"]  # the twin's, over the rounds in which it is sound
     for name, entry in summary["cleanup"].items():
         gone = lost or _cleaned_collapsed(run, name, entry["mode"])
         key = f"cleanup.{name}.{entry['mode']}"

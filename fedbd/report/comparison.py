@@ -19,7 +19,9 @@ from rich.text import Text
 
 from fedbd.report.arms import MODES, Arm, Statistic, compare
 from fedbd.report.console import percent, success_style
+from fedbd.report.course import course_columns
 from fedbd.report.run_view import RunView, load_run
+from fedbd.report.seed_text import FEW_SEEDS, difference_text, spread_text
 
 __all__ = [
     "Arm",
@@ -33,16 +35,14 @@ __all__ = [
     "write_comparison",
 ]
 
-FEW_SEEDS = 5
-
 Cell = Callable[[Arm], Text]
 
 
 def render_comparison(console: Console, arms: Sequence[Arm]) -> None:
-    """Print a comparison, in as many tables as the console's width asks for.
+    """Print a comparison, in as many tables as the console's width asks for; the course of the attack has its own.
 
     Means over seeds in percent, below them the spread (standard deviation from five seeds on, else the range), then the
-    paired difference to the first arm with its interval.
+    paired difference to the first arm with its interval, ``-`` where the two are not paired.
     """
     columns: list[tuple[str, Cell]] = [
         ("CA %", lambda arm: _measure(arm, "clean_accuracy")),
@@ -56,6 +56,13 @@ def render_comparison(console: Console, arms: Sequence[Arm]) -> None:
         ("server saw", lambda arm: Text("\n".join(arm.server_saw).replace(", ", "\n") or "-")),
         ("s/round", lambda arm: _seconds(arm.statistics.get("seconds_per_round"))),
     ]
+    _print(console, arms, columns)
+    _print(console, arms, course_columns(arms))
+    for note in notes(arms):
+        console.print(note, style="dim", markup=False, highlight=False)
+
+
+def _print(console: Console, arms: Sequence[Arm], columns: Sequence[tuple[str, Cell]]) -> None:
     start = 0
     while start < len(columns):
         end = start + 1
@@ -63,8 +70,6 @@ def render_comparison(console: Console, arms: Sequence[Arm]) -> None:
             end += 1
         console.print(_table(arms, columns[start:end]))
         start = end
-    for note in notes(arms):
-        console.print(note, style="dim", markup=False, highlight=False)
 
 
 def _fits(console: Console, table: Table) -> bool:
@@ -89,27 +94,6 @@ def _runs(arm: Arm) -> Text:
     return text.append(f"\n{arm.unfinished} unfinished", "yellow") if arm.unfinished else text
 
 
-def spread_text(found: Statistic | None) -> str:
-    """Return the spread of a share over seeds in percent: ``90.8..91.6``, from five seeds on ``±0.3``, or nothing."""
-    if found is None or found.sd is None:
-        return ""
-    if found.n >= FEW_SEEDS:
-        return f"±{percent(found.sd)}"
-    return f"{percent(min(found.values.values()))}..{percent(max(found.values.values()))}"
-
-
-def difference_text(found: Statistic | None) -> str:
-    """Return the paired difference in percentage points and its interval: ``+1.2 [+0.3, +2.0]``, or nothing."""
-    if found is None or found.difference is None:
-        return ""
-    text = _signed(found.difference)
-    return text + (f" [{_signed(found.interval[0])}, {_signed(found.interval[1])}]" if found.interval else "")
-
-
-def _signed(value: float) -> str:
-    return f"{round(100 * value, 1) + 0.0:+.1f}"  # + 0.0: no "-0.0"
-
-
 def _measure(arm: Arm, key: str, *, paired: bool = True) -> Text:
     found = arm.statistics.get(key)
     attack = key not in ("clean_accuracy", "attack_success_floor")
@@ -119,7 +103,8 @@ def _measure(arm: Arm, key: str, *, paired: bool = True) -> Text:
     text = Text(_mean(found), style)
     if attack and arm.collapsed and found:
         text.append(f" (of {found.n})", "magenta")
-    below = [spread_text(found), *(difference_text(found).split(" ", 1) if paired else ())]
+    difference = "-" if arm.unpaired else difference_text(found)
+    below = [spread_text(found), *(difference.split(" ", 1) if paired else ())]
     return text.append("".join(f"\n{line}" for line in below if line), "dim")
 
 
@@ -168,14 +153,20 @@ def notes(arms: Sequence[Arm]) -> list[str]:
     found = []
     if any(len(arm.seeds) > 1 for arm in arms):
         found.append(f"Means over seeds; below them ± the standard deviation, or the range of fewer than {FEW_SEEDS}.")
-    if len(arms) > 1:
+    if any(statistic.difference is not None for arm in arms for statistic in arm.statistics.values()):
         found.append(f"Then the difference to {arms[0].name}, paired by seed, with its 95 % bootstrap interval.")
+    found += [f"No difference of {arm.name} to {arms[0].name}: {arm.unpaired}." for arm in arms if arm.unpaired]
+    if len({text for arm in arms for text in arm.counted}) > 1:
+        listed = "; ".join(f"{arm.name} {', '.join(arm.counted)}" for arm in arms if arm.counted)
+        found.append(f"The figures are means over different rounds: {listed}.")
     if any(len(arm.seeds) < FEW_SEEDS for arm in arms):
         found.append(f"Fewer than {FEW_SEEDS} seeds: an impression, not a finding.")
     if any(arm.oracle for arm in arms):
         found.append("† uses knowledge that no defender has (oracle).")
     if any(arm.collapsed or any(arm.cleaned_collapsed.values()) for arm in arms):
         found.append("Collapsed runs count in CA only: their ASR is nobody's success. (of n) counts the others.")
+    if any(arm.statistics["collapsed_rounds"].mean for arm in arms if arm.seeds):
+        found.append("So do collapsed rounds of other runs.")
     if any(arm.unfinished for arm in arms):
         found.append("Unfinished runs are left out.")
     return found
@@ -197,6 +188,8 @@ def _row(arm: Arm, keys: Sequence[str]) -> dict[str, Any]:
         "oracle": arm.oracle,
         "seeds": len(arm.seeds),
         "unfinished": arm.unfinished,
+        "unpaired": arm.unpaired,
+        "counted_rounds": "; ".join(arm.counted),
         "collapsed": len(arm.collapsed),
         "server_saw": "; ".join(arm.server_saw),
     }

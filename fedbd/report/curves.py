@@ -24,7 +24,8 @@ def draw_curves(path: str | Path, runs: Sequence[RunView]) -> None:
     """Draw CA and ASR of several runs over their rounds.
 
     Runs of one arm share a color. Dotted lines are floors (the attack-free twin), triangles what a cleanup left
-    (filled: in the loop, open: if stopped now), crosses collapsed rounds, gray the attacked rounds.
+    (filled: in the loop, open: if stopped now), crosses collapsed rounds, gray the attacked rounds. The attack success
+    of a collapsed model is nobody's: its line breaks there, and no triangle stands for it.
 
     Args:
         path: Where the picture goes; its suffix decides the format (png, svg, pdf).
@@ -69,9 +70,13 @@ def _lines(axes: Axes, run: RunView, measure: str, style: Mapping[str, Any]) -> 
 
 
 def _points(run: RunView, measure: str) -> tuple[list[int], list[float]]:
-    """Return rounds and percent; a round without the measure breaks the line."""
-    values = [line.get(measure) for line in run.rounds]
+    """Return rounds and percent; a round without the measure, or one in which it says nothing, breaks the line."""
+    values = [None if _says_nothing(measure, line) else line.get(measure) for line in run.rounds]
     return [line["round"] for line in run.rounds], [float("nan") if v is None else 100 * v for v in values]
+
+
+def _says_nothing(measure: str, found: Mapping[str, Any]) -> bool:
+    return measure == "attack_success" and found.get("collapsed") is True
 
 
 def _cleaned(run: RunView, measure: str, mode: str) -> tuple[list[int], list[float]]:
@@ -79,7 +84,8 @@ def _cleaned(run: RunView, measure: str, mode: str) -> tuple[list[int], list[flo
         (line["round"], 100 * value)
         for line in run.rounds
         for entry in (line.get("cleanup") or {}).values()
-        if entry.get("mode") == mode and (value := (entry.get("after") or {}).get(measure)) is not None
+        if entry.get("mode") == mode and not _says_nothing(measure, after := entry.get("after") or {})
+        if (value := after.get(measure)) is not None
     ]
     return [x for x, _ in found], [y for _, y in found]
 

@@ -52,7 +52,7 @@ def load_run(folder: str | Path, arm: str | None = None) -> RunView:
     planned = int(scenario.get("rounds") or 0)
     # What was measured comes anew from the rounds: a folder of any age gets the measures of this version.
     written = read_summary(folder) or {}
-    summary = {**written, **summarize(rounds, _window(written, rounds), planned)}
+    summary = {**written, **summarize(rounds, _window(written, rounds), planned, _planned_window(scenario, planned))}
     return RunView(
         arm=arm or str(scenario.get("name", Path(folder).name)),
         seed=int(scenario.get("seed") or 0),
@@ -84,6 +84,14 @@ def _window(summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -> 
         return None if window is None else (int(window[0]), int(window[1]))
     hit = [line["round"] for line in rounds if line.get("attackers") or line.get("polluted")]
     return (hit[0], hit[-1]) if hit else None
+
+
+def _planned_window(scenario: Mapping[str, Any], rounds: int) -> tuple[int, int] | None:
+    """Return what ``roles.planned_window`` does, from a resolved scenario as plain values (and without torch)."""
+    spans = [attack.get("rounds") or {} for attack in scenario.get("attacks") or ()]
+    windows = [(int(span.get("first") or 1), min(int(span.get("last") or rounds), rounds)) for span in spans]
+    within = [window for window in windows if window[0] <= rounds]
+    return (min(first for first, _ in within), max(last for _, last in within)) if within else None
 
 
 def is_oracle(scenario: object) -> bool:

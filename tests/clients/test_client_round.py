@@ -92,9 +92,10 @@ def test_a_polluted_client_runs_the_defense_and_its_isolation_is_judged(spied: P
     first = client_round(spied, 1, 1, weights, {})
     second = client_round(spied, 1, 2, weights, first.memory)
     assert second.memory["visits"] == [2]
-    assert second.notes["isolation_precision"] == 1.0
+    assert first.notes["isolation_precision"] == 1.0
     poisoned = round(20 / 64 * len(spied.federation.client(1)))
-    assert second.notes["isolation_recall"] == pytest.approx(4 / poisoned)
+    assert first.notes["isolation_recall"] == pytest.approx(4 / poisoned)
+    assert "isolation_precision" not in second.notes  # the kept set is judged once, by the data it was taken from
 
 
 def test_isolation_on_an_honest_client_has_precision_0_and_no_recall(spied: Prepared) -> None:
@@ -116,3 +117,13 @@ def test_isolation_quality_by_hand() -> None:
     }
     assert isolation_quality(None, None, 10) == {}
     assert isolation_quality(np.array([0]), None, 10)["isolation_recall"] is None
+
+
+def test_integer_buffers_are_the_global_models_not_the_last_clients(prepared: Prepared) -> None:
+    weights = flatten(prepared.new_model())
+    state = prepared.model.state_dict()
+    counters = {name: np.array(7) for name, entry in state.items() if not entry.is_floating_point()}
+    assert counters
+    client_round(prepared, 2, 1, weights, {}, counters)
+    steps = -(-len(prepared.federation.client(2)) // 64)
+    assert {int(prepared.model.state_dict()[name]) for name in counters} == {7 + steps}

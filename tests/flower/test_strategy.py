@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,11 +19,11 @@ from fedbd.defenses.aggregation.median import Median
 from fedbd.errors import ClientFailed, SecureSumFailed, UserError
 from fedbd.flower.arrays import pack_all, view_all
 from fedbd.flower.executors import SerialExecutor
-from fedbd.flower.folding import Weighing
 from fedbd.flower.local_grid import LocalGrid
 from fedbd.flower.mods import CIPHERTEXT, SECURE, protocol_mod
 from fedbd.flower.outcome import Outcome
 from fedbd.flower.strategy import DefendedStrategy
+from fedbd.weighing import Weighing
 
 CLIENTS = 6
 START = {
@@ -341,6 +342,7 @@ def test_the_request_says_how_to_encrypt_and_no_more() -> None:
         "round": 1,
         "weighting": "equal",
         "average-examples": 1.0,
+        "largest-weight": 10.0,
         "largest": Ckks().largest(CLIENTS),
         "grid-bits": 24,
     }
@@ -378,3 +380,197 @@ def test_a_sum_that_drop_outs_leave_with_one_client_stays_closed() -> None:
     assert "left alone in its sum" in seen[1].faults[alone]
     others = [step_of(client) for client in range(CLIENTS) if client not in (gone, alone)]
     np.testing.assert_allclose(final["w"], START["w"] + np.mean(others, axis=0), atol=2**-23)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        fedavg,
+        lambda: FedAvgM(fraction_evaluate=0.0, server_learning_rate=0.5, server_momentum=0.9),
+        lambda: FedAvgM(fraction_evaluate=0.0, server_learning_rate=1.0, server_momentum=0.9),
+        lambda: FedAdam(fraction_evaluate=0.0, eta=0.1),
+        lambda: FedYogi(fraction_evaluate=0.0, eta=0.1),
+    ],
+    ids=["FedAvg", "FedAvgM, rate 0.5", "FedAvgM", "FedAdam", "FedYogi"],
+)
+def test_a_repair_in_the_loop_stands(inner: Callable[[], FedAvg]) -> None:
+    """Nobody moves, the hook sets all weights to 5 after round 1: they are 5 from then on."""
+
+    def rest(client: int, arrays: dict[str, Any], metrics: dict[str, Any]) -> None:
+        arrays["w"] -= step_of(client)
+
+    seen: list[Outcome] = []
+
+    def repair(outcome: Outcome) -> Any:
+        seen.append(outcome)
+        return np.full_like(outcome.weights, 5.0) if outcome.round == 1 else None
+
+    rounds(DefendedStrategy(inner(), Mean(), after_round=repair), app(rest), 3)
+    for outcome in seen[1:]:
+        np.testing.assert_allclose(outcome.weights, 5.0, atol=1e-4)
+
+
+@pytest.mark.usefixtures("agent")
+def test_weights_are_the_same_in_the_clear_and_encrypted() -> None:
+    def boast(client: int, arrays: dict[str, Any], metrics: dict[str, Any]) -> None:
+        metrics["num-examples"] = 3500 if client == 0 else 35
+
+    weighing = Weighing(weighting="examples", average_examples=35.0, largest=2.0)
+    plain = rounds(DefendedStrategy(fedavg(), Mean(), weighing=weighing), app(boast), 1)
+    encrypted = rounds(DefendedStrategy(fedavg(), Mean(), weighing=weighing, secure_sum=Ckks()), app(boast), 1)
+    np.testing.assert_array_equal(plain["w"], encrypted["w"])
+
+
+@pytest.mark.usefixtures("agent")
+def test_under_encryption_the_default_is_one_sum() -> None:
+    seen: list[Outcome] = []
+    rounds(DefendedStrategy(fedavg(), Mean(), secure_sum=Ckks(), after_round=seen.append), app(), 1)
+    assert seen[0].buckets == ((0, 1, 2, 3, 4, 5),)
+
+
+def test_a_grid_too_fine_for_the_noise_is_refused() -> None:
+    with pytest.raises(SecureSumFailed, match=r"secure_sum\.grid_bits: half a grid step"):
+        rounds(DefendedStrategy(fedavg(), Mean(), secure_sum=Ckks(grid_bits=32)), app(), 1)
+
+
+def header(shape: str, order: str = "False", version: int = 1) -> bytes:
+    text = f"{{'descr': '<f4', 'fortran_order': {order}, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+    size = len(text).to_bytes(2 if version == 1 else 4, "little")
+    return b"\x93NUMPY" + bytes([version, 0]) + size + text
+
+
+HOSTILE = {
+    "a broken header": b"\x93NUMPY\x01\x00\x04\x00{{((",
+    "a huge shape": header("(10000000000,)"),
+    "a huge shape in Fortran order": header("(10000000000, 2)", "True"),
+    "a huge shape, version 2": header("(10000000000,)", version=2),
+    "more than fits an integer": header("(10**30,)".replace("10**30", "1" + "0" * 30)),
+    "a negative shape": header("(-1, 4)"),
+    "a boolean shape": header("(True, 12)") + bytes(44),
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=list(HOSTILE))
+def test_bytes_that_lie_are_the_clients_failure(data: bytes) -> None:
+    from flwr.app import Array
+
+    original = view_all
+
+    def lie(message: Message, context: Context, call_next: Any) -> Message:
+        reply = call_next(message, context)
+        if context.node_config["partition-id"] == 2:
+            reply.content["arrays"]["w"] = Array("float32", (3, 4), "numpy.ndarray", data)
+        return reply
+
+    toy = ClientApp(mods=[lie])
+
+    @toy.train()
+    def train(message: Message, context: Context) -> Message:
+        arrays = {name: array.copy() for name, array in original(message.content["arrays"]).items()}
+        content = RecordDict({"arrays": pack_all(arrays), "metrics": MetricRecord({"num-examples": 1})})
+        return Message(content, reply_to=message)
+
+    seen: list[Outcome] = []
+    rounds(DefendedStrategy(fedavg(), Mean(), on_client_failure="skip", after_round=seen.append), toy, 1)
+    assert list(seen[0].faults) == [2]
+    assert "no npy array" in seen[0].faults[2]
+
+
+@pytest.mark.parametrize("claim", [[1, 2], 10**400, float("nan"), -1.0, 0])
+def test_a_claim_that_is_no_number_is_the_clients_failure(claim: Any) -> None:
+    from flwr.clientapp.typing import ClientAppCallable
+
+    def claiming(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        reply = call_next(message, context)
+        if context.node_config["partition-id"] == 2:
+            dict.__setitem__(reply.content["metrics"]._data, "num-examples", claim)  # type: ignore[attr-defined]
+        return reply
+
+    toy = app()
+    spoiled = ClientApp(mods=[claiming])
+    spoiled.train()(toy)
+    weighing = Weighing(weighting="examples", average_examples=35.0)
+    seen: list[Outcome] = []
+    strategy = DefendedStrategy(fedavg(), Mean(), weighing=weighing, on_client_failure="skip", after_round=seen.append)
+    rounds(strategy, spoiled, 1)
+    assert list(seen[0].faults) == [2]
+
+
+@pytest.mark.usefixtures("agent")
+def test_a_ciphertext_of_another_length_does_not_push_the_others_out() -> None:
+    from fedbd.crypto.agent_client import KeyAgent
+
+    def longer(message: Message, context: Context, call_next: Any) -> Message:
+        reply = call_next(message, context)
+        if context.node_config["partition-id"] == 0:
+            with KeyAgent(os.environ["FEDBD_KEY_AGENT"]) as agent:
+                blob = agent.encrypt(np.zeros(20, np.int64))
+            reply.content[CIPHERTEXT] = pack_all({"row": np.frombuffer(blob, np.uint8)})
+        return reply
+
+    toy = app()
+    wrapped = ClientApp(mods=[longer])
+    wrapped.train()(toy)
+    seen: list[Outcome] = []
+    strategy = DefendedStrategy(fedavg(), Mean(), secure_sum=Ckks(), on_client_failure="skip", after_round=seen.append)
+    rounds(strategy, wrapped, 1)
+    assert list(seen[0].faults) == [0]
+    assert "must hold 18 values, got 20" in seen[0].faults[0]
+
+
+LIES = {
+    "noise that is no number": lambda reply: reply.update({"noise": MetricRecord({"largest": float("nan")})}),
+    "no rows": lambda reply: reply.pop(CIPHERTEXT),
+    "rows of other buckets": lambda reply: reply.update({CIPHERTEXT: pack_all({"7": np.zeros(18, np.int64)})}),
+    "rows of another type": lambda reply: reply.update({CIPHERTEXT: pack_all({"0": np.zeros(18)})}),
+}
+
+
+@pytest.mark.usefixtures("agent")
+@pytest.mark.parametrize("lie", LIES.values(), ids=list(LIES))
+def test_a_decryptor_is_not_believed(lie: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedbd.flower import mods
+
+    answer, liars = mods._answer, []
+
+    def lying(content: RecordDict, context: Context) -> RecordDict:
+        reply = answer(content, context)
+        if content[mods.PROTOCOL]["kind"] == "decrypt" and not liars:
+            liars.append(context.node_config["partition-id"])
+            lie(reply)
+        return reply
+
+    monkeypatch.setattr(mods, "_answer", lying)
+    with pytest.raises(SecureSumFailed, match=r"round 1: client \d, asked to decrypt, sent no sums"):
+        rounds(DefendedStrategy(fedavg(), Mean(), secure_sum=Ckks()), app(), 1)
+    liars.clear()
+    seen: list[Outcome] = []
+    strategy = DefendedStrategy(fedavg(), Mean(), secure_sum=Ckks(), on_client_failure="skip", after_round=seen.append)
+    rounds(strategy, app(), 1)  # another client is asked in its place
+    assert len(seen[0].decryptors) == 2
+    assert liars[0] not in seen[0].decryptors
+
+
+def test_what_flower_says_for_a_lost_node_is_put_down_to_its_client() -> None:
+    from flwr.app import Error
+
+    from fedbd.flower.proxies import OrderedGrid
+
+    class Losing(LocalGrid):
+        def pull_messages(self, message_ids: Any) -> Any:
+            for reply in super().pull_messages(message_ids):
+                if self.partition_of(reply.metadata.src_node_id) == 3:
+                    request = Message(RecordDict(), dst_node_id=1, message_type="train")  # Flower's SuperLink is node 1
+                    request.metadata.__dict__["_message_id"] = reply.metadata.reply_to_message_id
+                    yield Message(Error(5, "Node Unavailable"), reply_to=request)
+                    continue
+                yield reply
+
+    seen: list[Outcome] = []
+    strategy = DefendedStrategy(fedavg(), Mean(), on_client_failure="skip", after_round=seen.append)
+    toy = app()
+    with SerialExecutor(lambda: toy) as executor:
+        grid = OrderedGrid(Losing(executor, CLIENTS), CLIENTS)
+        strategy.start(grid, pack_all(START), num_rounds=1, timeout=30)
+    assert seen[0].faults == {3: "Node Unavailable"}

@@ -244,3 +244,17 @@ def test_roles_are_the_scenarios_not_the_strategys(tmp_path: Path) -> None:
     assert second["attackers"] == [0]
     assert second["rejected"] == [0]
     assert second["notes"]["faults"] == {"3": "late"}
+
+
+def test_the_floor_is_that_of_the_worst_attack_and_none_of_a_collapsed_twin(tmp_path: Path) -> None:
+    grid = {"trigger": {"name": "grid"}, "clients": {"count": 1}}
+    attacks = [{"name": "badnets", "label": name, "target": target, **grid} for name, target in (("a", 1), ("b", 2))]
+    prepared = with_cleanups(prepared_with(attacks=attacks), (Constant(label=2), "in_loop", None))
+    floors = {"a": {"attack_success": 0.9}, "b": {"attack_success": 0.1}}
+    twin = {"attack_success": 0.9, "clean_accuracy": 0.5, "per_attack": floors, "collapsed": False}
+    rounds_of(prepared, tmp_path / "one", twin={2: twin}).after_round(outcome(prepared))
+    line = read_rounds(tmp_path / "one")[0]
+    assert line["attack_success"] == line["per_attack"]["b"]["attack_success"] == 1.0
+    assert line["attack_success_floor"] == 0.1
+    rounds_of(prepared, tmp_path / "two", twin={2: {**twin, "collapsed": True}}).after_round(outcome(prepared))
+    assert read_rounds(tmp_path / "two")[0]["attack_success_floor"] is None

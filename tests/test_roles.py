@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from fedbd.roles import active, assignment, attack_window, draw_cohort, members, role_of, roles_in
+from fedbd.roles import (
+    active,
+    assignment,
+    attack_window,
+    draw_cohort,
+    members,
+    planned_window,
+    role_of,
+    roles_in,
+)
 from fedbd.scenario import AttackPlan, Scenario, from_dict, twin_of
 from fedbd.types import Role
 
@@ -143,6 +152,13 @@ def test_the_attack_window_spans_what_enabled_attacks_do_within_the_run() -> Non
     assert attack_window(scenario(first, attack("b", {"count": 1}, enabled=False))) == (3, 4)
     assert attack_window(twin_of(scenario(first))) is None
     assert attack_window(scenario()) is None
+
+
+def test_the_planned_window_is_the_same_for_a_run_and_its_twin() -> None:
+    first = attack("a", {"count": 2}, rounds={"first": 3, "last": 4})
+    assert planned_window(scenario(first)) == planned_window(twin_of(scenario(first))) == (3, 4)
+    assert planned_window(scenario(first, attack("b", {"count": 1}, rounds={"first": 6}, enabled=False))) == (3, 8)
+    assert planned_window(scenario()) is None
 
 
 # Who takes part.

@@ -65,6 +65,85 @@ def test_rounds_without_a_measurement():
     assert course([0.3], (1, 1))["attack_success_area"] == 0.3
 
 
+def test_a_collapsed_round_is_no_point_of_the_course_and_nothing_lives_in_it():
+    lines = [line(n, s) for n, s in enumerate([0.2, 1.0, 0.4, 0.6, 0.7, 1.0, 0.8, 0.9, 1.0, None], start=1)]
+    for n in (2, 6, 9):
+        lines[n - 1]["collapsed"] = True
+    found = attack_course(lines, (1, 4))
+    assert found["attack_success_area"] == pytest.approx((2 * 0.3 + 0.5) / 3)  # 0.2, -, 0.4, 0.6
+    assert (found["peak_attack_success"], found["time_to_attack_success"]) == (0.9, 4)
+    assert lifespan(found) == (3, False)  # rounds 5, 7, 8; round 10 counts as the collapsed one before it
+    assert lifespan(attack_course([line(1, 0.9), line(2, 1.0, collapsed=True)], (1, 1))) == (0, False)
+    assert set(attack_course([line(1, 1.0, collapsed=True)], (1, 1)).values()) == {None}
+
+
+def test_what_a_collapsed_model_does_is_in_no_mean_but_its_accuracy_is():
+    dead = {
+        "collapsed": True,
+        "clean_accuracy": 0.1,
+        "robust_accuracy": 1.0,
+        "attack_success_floor": 0.3,
+        "per_attack": {"a": {"attack_success": 1.0, "evaluated_samples": 9}},
+        "detection": {"d": {"auc": 1.0, "positives": 9}},
+    }
+    sound = {
+        "collapsed": False,
+        "clean_accuracy": 0.9,
+        "robust_accuracy": 0.5,
+        "attack_success_floor": 0.1,
+        "per_attack": {"a": {"attack_success": 0.4, "evaluated_samples": 9}},
+        "detection": {"d": {"auc": 0.6, "positives": 9}},
+    }
+    found = summarize([line(1, 1.0, **dead), line(2, 0.4, **sound), line(3, 0.4, **sound)], (1, 3), 3)
+    assert (found["attack_success"], found["robust_accuracy"]) == (pytest.approx(0.4), 0.5)
+    assert found["net_attack_success"] == pytest.approx(0.3)
+    assert found["clean_accuracy"] == pytest.approx(1.9 / 3)
+    assert found["attack_success_floor"] == pytest.approx(0.5 / 3)  # the twin's: it has its own collapses
+    assert found["per_attack"] == {"a": {"attack_success": pytest.approx(0.4), "evaluated_samples": 9}}
+    assert found["detection"] == {"d": {"auc": pytest.approx(0.6), "positives": 9}}
+    assert (found["collapsed"], found["collapsed_rounds"]) == (False, 1)
+    dark = summarize([line(n, 1.0, **dead) for n in (1, 2)], (1, 2), 2)
+    assert [dark[name] for name in ("attack_success", "net_attack_success", "robust_accuracy")] == [None] * 3
+
+
+def test_rounds_whose_twin_collapsed_have_no_floor_and_no_net_success():
+    floors = [None, 0.1, 0.3]
+    found = summarize([line(n, 0.5, attack_success_floor=f) for n, f in enumerate(floors, 1)], (1, 3), 3)
+    assert (found["attack_success"], found["attack_success_floor"]) == (0.5, pytest.approx(0.2))
+    assert found["net_attack_success"] == pytest.approx(0.3)
+
+
+def test_an_attack_free_run_is_measured_over_the_rounds_of_the_attacked_one():
+    rounds = [line(n, 0.9, clean_accuracy=n / 100) for n in range(21)]
+    attacked, clean = summarize(rounds, (3, 8), 20, (3, 8)), summarize(rounds, None, 20, (3, 8))
+    assert attacked["counted_rounds"] == clean["counted_rounds"] == [3, 8]
+    assert attacked["clean_accuracy"] == clean["clean_accuracy"] == pytest.approx(0.055)
+    assert (clean["attack_window"], clean["lifespan"], clean["peak_attack_success"]) == (None, None, None)
+    assert clean["time_to_attack_success"] is None
+    assert summarize(rounds, (3, 8), 20, (3, 20))["counted_rounds"] == [3, 8]  # of what really attacked
+    assert summarize(rounds, None, 20)["counted_rounds"] == [11, 20]
+
+
+def test_the_price_is_the_twins_accuracy_less_the_runs_over_the_counted_rounds():
+    def of(number, own, twin):
+        return line(number, clean_accuracy=own, notes={} if twin is None else {"twin": {"clean_accuracy": twin}})
+
+    rounds = [of(1, 0.1, 0.9), of(2, 0.7, 0.8), of(3, 0.6, None), of(4, 0.5, 0.8)]
+    assert summarize(rounds, (2, 4), 4)["clean_accuracy_price"] == pytest.approx((0.1 + 0.3) / 2)
+    assert summarize([line(1, clean_accuracy=0.5)], (1, 1), 1)["clean_accuracy_price"] is None
+
+
+def test_the_thinnest_sum_of_any_round_counts():
+    def seen(*honest):
+        lines = [line(n, server_saw={"kind": f"k{n}", "honest_per_sum_min": h}) for n, h in enumerate(honest, 1)]
+        return summarize(lines, None, len(honest))["server_saw"]
+
+    assert seen(4, 2, 5) == {"kind": "k3", "honest_per_sum_min": 2}
+    assert seen(4, 0, None)["honest_per_sum_min"] == 4  # in round 2 there was nobody to protect
+    assert seen(0, 0)["honest_per_sum_min"] == 0
+    assert seen(None)["honest_per_sum_min"] is None
+
+
 def full_run() -> list[dict]:
     rounds = []
     for n in range(0, 13):
@@ -107,16 +186,20 @@ def test_summary_by_hand():
     found = summarize(full_run(), (2, 12), 20)
     assert (found["rounds"], found["planned_rounds"], found["attack_window"]) == (12, 20, [2, 12])
     assert found["clean_accuracy"] == pytest.approx(0.075)  # rounds 3..12
-    assert found["attack_success"] == pytest.approx(0.575)
+    assert found["counted_rounds"] == [3, 12]
+    assert found["attack_success"] == pytest.approx(0.58)  # rounds 4..12: round 3 collapsed
     assert found["net_attack_success"] == pytest.approx(0.60)  # round 12 alone has a floor
     assert found["attack_success_floor"] == 0.02
     assert found["clean_accuracy_without_target"] is None
     assert (found["collapsed"], found["collapsed_rounds"]) == (False, 3)  # rounds 1, 2, 3; round 0 is the start
-    assert found["per_attack"] == {"dba": {"attack_success": pytest.approx(0.075), "robust_accuracy": None}}
-    assert found["detection"] == {"strip": {"auc": pytest.approx(0.88), "tpr_at_fpr_1": None}}
+    assert found["per_attack"] == {"dba": {"attack_success": pytest.approx(0.08), "robust_accuracy": None}}
+    assert found["detection"] == {"strip": {"auc": pytest.approx((8 * 0.9 + 0.7) / 9), "tpr_at_fpr_1": None}}
     rnp = found["cleanup"]["rnp"]
     assert (rnp["mode"], rnp["rounds"], rnp["acted"], rnp["collapsed_rounds"]) == ("in_loop", 3, 2, 1)
-    assert rnp["after"] == {"clean_accuracy": pytest.approx(0.8), "attack_success": pytest.approx(0.09)}
+    assert rnp["after"] == {
+        "clean_accuracy": pytest.approx(0.8),
+        "attack_success": pytest.approx(0.11),
+    }  # not round 5's
     assert rnp["twin_after"] == {}
     assert (found["seconds_per_round"], found["server_saw"]["kind"]) == (1.0, "sum")
 

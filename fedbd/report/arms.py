@@ -1,8 +1,9 @@
 """Arms side by side: means over seeds, paired differences to the first arm, and what must not be misread.
 
 An arm is a scenario, its runs differ in the seed. Differences are paired by seed, with percentile-bootstrap intervals
-over the seeds; where the scenarios do not share the draws that make a pair, none are formed. Of a collapsed run only the accuracies and what the twin gave count: neither its low nor its high
-attack success is anybody's success. ``if_stopped_now`` and ``in_loop`` are apart everywhere.
+over the seeds; where the scenarios do not share the draws that make a pair, none are formed. Of a collapsed run only
+the accuracies and what the twin gave count: neither its low nor its high attack success is anybody's success.
+``if_stopped_now`` and ``in_loop`` are apart everywhere.
 """
 
 from __future__ import annotations
@@ -100,14 +101,13 @@ def compare(runs: Sequence[RunView], *, seed: int = 0) -> list[Arm]:
         UserError: If an arm has two runs of one seed.
     """
     arms: list[Arm] = []
-    reference: list[RunView] = []
+    reference = [run for run in runs if run.arm == runs[0].arm and run.finished]
     for name in dict.fromkeys(run.arm for run in runs):
         own = sorted((run for run in runs if run.arm == name), key=lambda run: run.seed)
         done = [run for run in own if run.finished]
         _refuse_equal_seeds(name, done)
-        unpaired = unpaired_because(done, reference) if arms else ""
+        unpaired = unpaired_because(done, reference)
         arms.append(_arm(name, own, unpaired, arms[0].statistics if arms and not unpaired else {}, seed))
-        reference = reference if len(arms) > 1 else done
     return arms
 
 
@@ -136,7 +136,7 @@ def _arm(name: str, runs: Sequence[RunView], unpaired: str, reference: Mapping[s
         seeds=tuple(run.seed for run in done),
         unfinished=len(runs) - len(done),
         unpaired=unpaired,
-        counted=tuple(dict.fromkeys("{}..{}".format(*run.summary["counted_rounds"]) for run in done)),
+        counted=tuple(dict.fromkeys("{}..{}".format(*span) for run in done if (span := run.summary["counted_rounds"]))),
         collapsed=tuple(run.seed for run in done if run.summary["collapsed"]),
         cleaned_collapsed={key: tuple(run.seed for run in done if _cleaned_collapsed(run, *key)) for key in cleanups},
         cleaned_acted={key: text for key in cleanups if (text := _acted_text(done, *key))},
@@ -150,7 +150,7 @@ def measures_of(run: RunView) -> dict[str, float | None]:
     summary = run.summary
     lost = bool(summary["collapsed"])
     found = {name: summary[name] for name in ("clean_accuracy", "clean_accuracy_price", "collapsed_rounds")}
-    found |= {name: None if lost else summary[name] for name in ATTACK}
+    found |= {name: None if lost or summary[name] is None else float(summary[name]) for name in ATTACK}
     found["attack_success_floor"] = summary["attack_success_floor"]  # the twin's, over the rounds in which it is sound
     for name, entry in summary["cleanup"].items():
         gone = lost or _cleaned_collapsed(run, name, entry["mode"])

@@ -17,7 +17,7 @@ NONE = Statistic(values={})
 def course_columns(arms: Sequence[Arm]) -> list[tuple[str, Callable[[Arm], Text]]]:
     """Return titles and cells; no columns where no arm has anything to say in them."""
     told = ("attack_success_area", "clean_accuracy_price")
-    if not any(_found(arm, key).n for arm in arms for key in told) and not any(map(_collapsed_rounds, arms)):
+    if not any(_found(arm, key).n for arm in arms for key in told) and not any(_collapsed_rounds(arm) for arm in arms):
         return []
     return [
         ("peak ASR %", lambda arm: _share(arm, "peak_attack_success")),
@@ -25,7 +25,7 @@ def course_columns(arms: Sequence[Arm]) -> list[tuple[str, Callable[[Arm], Text]
         ("rounds to\nASR 50 %", _time),
         ("lifespan,\nrounds", _lifespan),
         ("CA price,\npoints", _price),
-        ("collapsed\nrounds", lambda arm: Text(_collapsed_rounds(arm) or "0", "magenta" * bool(_collapsed_rounds(arm)))),
+        ("collapsed\nrounds", _collapsed),
     ]
 
 
@@ -69,7 +69,7 @@ def _lifespan(arm: Arm) -> Text:
     censored = _found(arm, "lifespan_censored").values
     found = sorted((value, bool(censored.get(seed))) for seed, value in _found(arm, "lifespan").values.items())
     if not found:
-        return _nothing(arm) if not _found(arm, "attack_success_area").n else Text("-")
+        return _nothing(arm)
     return Text(_range([lifespan_text(round(value), cut) for value, cut in found]))
 
 
@@ -77,6 +77,10 @@ def _price(arm: Arm) -> Text:
     found = _found(arm, "clean_accuracy_price")
     text = Text("-" if found.mean is None else signed(found.mean))
     return text.append(f"\n{spread_text(found)}" if spread_text(found) else "", "dim")
+
+
+def _collapsed(arm: Arm) -> Text:
+    return Text(_collapsed_rounds(arm), "magenta") if _collapsed_rounds(arm) else Text("0" if arm.seeds else "-")
 
 
 def _collapsed_rounds(arm: Arm) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 
 from fedbd.report.run_view import RunView
 
-SHARED = ("data", "partition", "trusted", "model", "cohort", "rounds", "attackers")
-"""What two scenarios must have in common, beside the seed."""
+SHARED = ("data", "partition", "trusted set", "model", "cohort", "rounds", "attackers")
+"""What two scenarios must have in common, beside the seed, in words."""
 
 
 def unpaired_because(runs: Sequence[RunView], reference: Sequence[RunView]) -> str:
@@ -36,7 +36,7 @@ def _part(run: RunView, name: str) -> Any:
     if name == "data":  # where the files lie decides nothing
         return {key: value for key, value in (scenario.get("data") or {}).items() if key != "root"}
     if name != "attackers":
-        return scenario.get(name)
+        return scenario.get("trusted" if name == "trusted set" else name)
     if (scenario.get("cohort") or {}).get("attackers_per_round") is None:
         return None  # otherwise whom a cohort draws depends on who attacks when
     return [(attack.get("clients"), attack.get("rounds")) for attack in scenario.get("attacks") or ()]

@@ -21,7 +21,8 @@ def test_the_reference_exercises_every_stage(reference: RunResult) -> None:
     last = reference.rounds[-1]
     assert last["attackers"] == [0]
     assert last["polluted"] == [1]
-    assert last["notes"]["clients"]["1"]["isolated"] > 0
+    assert reference.rounds[1]["notes"]["clients"]["1"]["isolated"] > 0
+    assert last["notes"]["clients"]["1"]["stage"] == "unlearn"
     assert last["cleanup"]["rnp"]["after"]["clean_accuracy"] is not None
     assert last["detection"]["rnp_unlearned"]["positives"] > 0
     assert last["server_saw"]["kind"] == "updates"

@@ -43,6 +43,19 @@ def run(arm: str, seed: int, success: float, clean: float = 0.9, *, collapsed=Fa
     return RunView(arm=arm, seed=seed, scenario={}, rounds=lines, summary=summary, finished=done == 3)
 
 
+def course_run(arm: str, seed: int, successes: list[float], **more) -> RunView:
+    lines = [
+        round_record(round=n, clean_accuracy=0.9, attack_success=s, collapsed=False, **more)
+        for n, s in enumerate(successes)
+    ]
+    rounds = len(successes) - 1
+    return RunView(arm=arm, seed=seed, scenario={}, rounds=lines, summary=summarize(lines, (1, 2), rounds))
+
+
+def placed(view: RunView, **scenario) -> RunView:
+    return RunView(**{**vars(view), "scenario": scenario})
+
+
 def cleanup(mode: str, success: float, collapsed: bool = False) -> dict:
     after = {"clean_accuracy": 0.8, "attack_success": success, "collapsed": collapsed}
     return {"rnp": {"mode": mode, "acted": True, "after": after}}
@@ -71,6 +84,123 @@ def test_one_pair_has_no_interval_and_no_pair_no_difference():
     assert arms[1].statistics["attack_success"].difference == pytest.approx(-0.3)
     assert arms[1].statistics["attack_success"].interval is None
     assert arms[2].statistics["attack_success"].difference is None
+
+
+SHARED = {
+    "data": {"name": "digits", "root": "here"},
+    "partition": {"name": "iid", "clients": 10},
+    "trusted": {"size": 300},
+    "model": {"name": "cnn"},
+    "cohort": {"size": None, "attackers_per_round": None},
+    "rounds": 3,
+    "attacks": [{"clients": {"count": 2}, "rounds": {"first": 1}}],
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"partition": {"name": "iid", "clients": 20}}, "their partition differs"),
+        ({"trusted": None, "rounds": 4}, "their trusted set and rounds differ"),
+        ({"data": {"name": "mnist"}, "model": {"name": "mlp"}, "cohort": {"size": 5}}, "their data, model and cohort"),
+    ],
+)
+def test_what_shares_no_draws_is_not_paired_and_says_so(changed, reason):
+    base = [placed(run("none", s, 0.5), **SHARED) for s in range(2)]
+    arms = compare([*base, *(placed(run("other", s, 0.2), **{**SHARED, **changed}) for s in range(2))])
+    assert all(found.difference is None and found.interval is None for found in arms[1].statistics.values())
+    assert arms[1].unpaired.startswith(reason)
+    assert (arms[0].unpaired, comparison_rows(arms)[1]["unpaired"]) == ("", arms[1].unpaired)
+    text = shown(arms)
+    assert f"No difference of other to none: {arms[1].unpaired}." in text
+    assert "paired by seed" not in text
+    assert "-30.0" not in text
+
+
+def test_the_folder_of_the_data_the_defense_and_the_attackers_do_not_part_a_pair():
+    other = {
+        **SHARED,
+        "data": {"name": "digits", "root": "there"},
+        "aggregation": {"name": "krum"},
+        "attacks": [],
+    }
+    arms = compare([placed(run("none", 0, 0.5), **SHARED), placed(run("krum", 0, 0.2), **other)])
+    assert (arms[1].unpaired, arms[1].statistics["attack_success"].difference) == ("", pytest.approx(-0.3))
+    fixed = {"cohort": {"size": None, "attackers_per_round": 1}}  # then who attacks decides the cohorts
+    arms = compare(
+        [placed(run("none", 0, 0.5), **SHARED | fixed), placed(run("krum", 0, 0.2), **other | fixed)],
+    )
+    assert arms[1].unpaired == "their attackers differ"
+
+
+def test_seeds_that_do_not_meet_are_no_pairs():
+    arms = compare([run("a", 0, 0.5), run("b", 1, 0.2), run("c", 0, 0.5, done=2)])
+    assert [arm.unpaired for arm in arms] == ["", "they have no seed in common", ""]
+    assert "No difference of b to a: they have no seed in common." in notes(arms)
+
+
+def test_means_over_different_rounds_are_named():
+    arms = compare([course_run("a", 0, [0, 0.1, 0.2]), run("b", 0, 0.5)])
+    assert "The figures are means over different rounds: a 1..2; b 1..3." in notes(arms)
+    assert not any("different rounds" in note for note in notes(compare([run("a", 0, 0.1), run("b", 0, 0.2)])))
+
+
+def test_the_course_of_the_attack_has_a_table():
+    long = course_run("long", 0, [0, 0.6, 0.8, 0.9, 0.9], notes={"twin": {"clean_accuracy": 0.95}})
+    arms = compare(
+        [long, course_run("short", 0, [0, 0.1, 0.7, 0.9, 0.2]), course_run("none", 0, [0, 0.1, 0.1, 0.1, 0])]
+    )
+    text = shown(arms)
+    rows = {line.split()[0]: line.split() for line in text[text.index("peak ASR %") :].splitlines() if " seed" in line}
+    assert rows["long"][3:] == ["90.0", "70.0", "1", ">=", "2", "+5.0", "0"]
+    assert rows["short"][3:] == ["90.0", "40.0", "2", "1", "-", "0"]
+    assert rows["none"][3:] == ["10.0", "10.0", "never", "0", "-", "0"]
+
+
+def test_times_and_lifespans_of_several_seeds_are_ranges_not_means():
+    runs = [[0, 0.6, 0.8, 0.9, 0.9], [0, 0.1, 0.7, 0.9, 0.2], [0, 0.1, 0.1, 0.1, 0]]
+    arms = compare([course_run(arm, seed, found) for arm in ("a", "b") for seed, found in enumerate(runs)])
+    text = shown(arms)
+    assert "1..2" in text
+    assert "1 never" in text
+    assert "0..>= 2" in text
+    for key in ("lifespan", "time_to_attack_success", "lifespan_censored"):
+        assert arms[1].statistics[key].difference is None
+    assert arms[1].statistics["lifespan_censored"].values == {0: 1.0, 1: 0.0, 2: 0.0}
+    assert arms[1].statistics["peak_attack_success"].difference == 0.0
+
+
+def test_collapsed_rounds_are_counted_in_the_table_and_are_no_success():
+    lines = [
+        round_record(round=n, clean_accuracy=0.5, attack_success=s, collapsed=s == 1)
+        for n, s in enumerate([0, 1, 0.2, 0.2])
+    ]
+    view = RunView(arm="x", seed=0, scenario={}, rounds=lines, summary=summarize(lines, (1, 3), 3))
+    arms = compare([view])
+    assert arms[0].collapsed == ()
+    assert arms[0].statistics["collapsed_rounds"].values == {0: 1}
+    text = shown(arms)
+    assert "100.0" not in text
+    assert "46.7" not in text
+    assert "20.0" in text
+    row = next(line for line in text[text.index("peak ASR %") :].splitlines() if " seed" in line)
+    assert row.split()[-1] == "1"
+    assert any(note.startswith("Collapsed rounds") for note in notes(arms))
+    assert not any(note.startswith("Collapsed rounds") for note in notes(compare([run("y", 0, 0.1)])))
+
+
+def test_a_collapsed_run_has_no_course():
+    lost = run("x", 0, 1.0, 0.1, collapsed=True)
+    found = measures_of(lost)
+    assert [found[key] for key in ("peak_attack_success", "attack_success_area", "lifespan")] == [None] * 3
+    assert found["collapsed_rounds"] == 3
+
+
+def test_a_floor_that_a_collapsed_twin_does_not_give_is_absent():
+    view = course_run("x", 0, [0.5, 0.5, 0.5], attack_success_floor=None)
+    assert measures_of(view)["attack_success_floor"] is None
+    assert measures_of(view)["net_attack_success"] is None
+    assert " 50.0 " in shown(compare([view]))
 
 
 def test_bootstrap_interval_covers_as_often_as_it_says():

@@ -49,6 +49,7 @@ def test_lines_are_percent_over_rounds_and_break_where_nothing_was_measured(draw
     assert np.allclose(above.lines[0].get_ydata(), [0, 20, 40, 60, 80])
     success = below.lines[0].get_ydata()
     assert math.isnan(success[2])
+    assert math.isnan(success[0])  # it collapsed: a cross stands there, and no line leads to it
     assert success[4] == pytest.approx(40)
     assert below.lines[1].get_linestyle() == ":"
     assert np.allclose(below.lines[1].get_ydata(), 1.0)
@@ -60,6 +61,18 @@ def test_cleaned_models_are_filled_in_the_loop_and_open_if_stopped_now(drawn):
     assert marks == {curves.COLORS[0]: [1], "white": [3]}
     crosses = [line for line in below.lines if line.get_marker() == "x"]
     assert [list(line.get_xdata()) for line in crosses] == [[0]]
+
+
+def test_no_triangle_stands_for_the_attack_success_of_a_model_that_a_cleanup_destroyed(drawn):
+    view = run("a", 0)
+    for line in view.rounds:
+        for entry in line["cleanup"].values():
+            entry["after"] = {**entry["after"], "collapsed": line["round"] == 3}
+    above, below = drawn([view]).axes
+    marks = [
+        [x for line in axes.lines if line.get_marker() == "v" for x in line.get_xdata()] for axes in (above, below)
+    ]
+    assert marks == [[1, 3], [1]]
 
 
 def test_seeds_share_a_color_and_windows_are_shaded_once(drawn):

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+
+from fedbd.record import RunFolder, round_record
+from fedbd.report.run_view import load_run
+from fedbd.roles import attack_window, planned_window
+from fedbd.run_text import scenario_text
+from fedbd.scenario import from_dict, twin_of
+from fedbd.summary import summarize
+
+
+def attack(label: str, **window: int) -> dict:
+    clients, trigger = {"count": 1}, {"name": "grid"}
+    return {
+        "name": "badnets",
+        "label": label,
+        "clients": clients,
+        "target": 0,
+        "trigger": trigger,
+        **({"rounds": window} if window else {}),
+    }
+
+
+@pytest.mark.parametrize(
+    "attacks",
+    [
+        [],
+        [attack("a")],
+        [attack("a", first=3, last=5)],
+        [attack("a", first=3, last=5), attack("b", first=2, last=4)],
+        [attack("a", first=4, last=99)],
+    ],
+)
+@pytest.mark.parametrize("twin", [False, True])
+def test_a_folder_gives_the_measures_that_the_run_gave(attacks, twin, tmp_path):
+    plain = {"name": "t", "rounds": 8, "data": {"name": "digits"}, "model": {"name": "mlp"}, "attacks": attacks}
+    scenario = twin_of(from_dict(plain)) if twin else from_dict(plain)
+    lines = [round_record(round=n, clean_accuracy=n / 10, attack_success=0.6) for n in range(9)]
+    written = summarize(lines, attack_window(scenario), 8, planned_window(scenario))
+    folder = RunFolder(tmp_path / "run")
+    folder.write_scenario(scenario_text(scenario))
+    for line in lines:
+        folder.append_round(line)
+    folder.write_summary(written)
+    assert load_run(folder.path).summary == written
+    folder.write_summary({"attack_window": written["attack_window"]})  # of an older version
+    assert load_run(folder.path).summary == written

@@ -34,8 +34,8 @@ from fedbd.training import memory_format_of, sgd
 PHASES = ("train", "encrypt", "aggregate", "decrypt", "cleanup", "detect", "evaluate", "total")
 
 
-def bare_worker(scenario: Scenario, images: int, start: Barrier, done: Barrier) -> None:
-    """Train ``images`` images in batches between two barriers."""
+def bare_worker(scenario: Scenario, images: int, times: int, start: Barrier, done: Barrier) -> None:
+    """Train ``images`` images in batches between two barriers, ``times`` times."""
     torch.set_num_threads(1)
     prepared = prepare(scenario)
     model = prepared.new_model()
@@ -53,23 +53,28 @@ def bare_worker(scenario: Scenario, images: int, start: Barrier, done: Barrier) 
             optimizer.step()
 
     steps(20)
-    start.wait()
-    steps(images // size)
-    done.wait()
+    for _ in range(times):
+        start.wait()
+        steps(images // size)
+        done.wait()
 
 
-def bare_seconds(scenario: Scenario, images: int, workers: int) -> float:
-    """Return the seconds that ``workers`` bare loops need for so many images together."""
+def bare_seconds(scenario: Scenario, images: int, workers: int, times: int) -> list[float]:
+    """Return the seconds that ``workers`` bare loops need for so many images together, ``times`` times."""
     context = multiprocessing.get_context("spawn")
     start, done = context.Barrier(workers + 1), context.Barrier(workers + 1)
     share = images // workers
-    processes = [context.Process(target=bare_worker, args=(scenario, share, start, done)) for _ in range(workers)]
+    processes = [
+        context.Process(target=bare_worker, args=(scenario, share, times, start, done)) for _ in range(workers)
+    ]
     for process in processes:
         process.start()
-    start.wait()
-    began = time.perf_counter()
-    done.wait()
-    seconds = time.perf_counter() - began
+    seconds = []
+    for _ in range(times):
+        start.wait()
+        began = time.perf_counter()
+        done.wait()
+        seconds.append(time.perf_counter() - began)
     for process in processes:
         process.join()
     return seconds
@@ -81,7 +86,7 @@ def one_turn(scenario: Scenario, workers: int) -> dict[str, Any]:
         lines = run(scenario, folder).rounds[2:]
     images = [sum(notes["images"] for notes in line["notes"]["clients"].values()) for line in lines]
     seconds = {name: [line["seconds"][name] for line in lines] for name in PHASES}
-    bare = bare_seconds(scenario, int(statistics.mean(images)), workers)
+    bare = statistics.mean(bare_seconds(scenario, int(statistics.mean(images)), workers, len(lines)))
     return {
         "images": statistics.mean(images),
         "seconds": {name: statistics.mean(values) if None not in values else None for name, values in seconds.items()},

@@ -1,16 +1,20 @@
 """The command line: ``fedbd run``, ``validate``, ``list``, ``show``, ``doctor``.
 
-Exit status: 0 done, 1 a run failed, 2 the user's mistake, 130 interrupted. A mistake prints what is wrong and where,
-never a traceback. torch is imported by the commands that need it, not by ``--help``.
+Exit status: 0 done, 1 a run failed, 2 the user's mistake; interrupted: 128 and the signal's number (Ctrl-C: 130). A
+mistake prints what is wrong and where, never a traceback. torch is imported by the commands that need it, not by
+``--help``.
 """
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from fedbd import __version__
 from fedbd.errors import FedBDError, Problem, UserError
@@ -21,8 +25,27 @@ if TYPE_CHECKING:
     from fedbd.runs import Job
     from fedbd.scenario import Scenario
 
+
+class _Interrupted(BaseException):
+    """Carries KeyboardInterrupt past typer, which would end the process without a word."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.signal = number
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _Interrupted(getattr(error, "signal", signal.SIGINT)) from error
+
+
 app = typer.Typer(
     name="fedbd",
+    cls=_Commands,
     help="Simulate federated learning under attack: poisoned clients, encrypted sums, defenses, measured every round.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -258,9 +281,10 @@ def main() -> None:
     except FedBDError as error:
         typer.secho(str(error), fg="red", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.secho("interrupted; finished rounds are kept", err=True)
-        sys.exit(130)
+    except (KeyboardInterrupt, _Interrupted) as error:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            typer.secho("interrupted; finished rounds are kept", err=True)
+        sys.exit(128 + getattr(error, "signal", signal.SIGINT))
 
 
 if __name__ == "__main__":

@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 from fedbd.errors import FedBDError, UserError
-from fedbd.record import read_rounds, read_summary
-from fedbd.runs import LOG, Job
+from fedbd.record import SCENARIO, RunFolder, read_rounds, read_summary
+from fedbd.run_text import scenario_text
+from fedbd.runs import LOG, Job, is_written, writing
 from fedbd.scenario import Scenario
 
 _TICK = 0.2
+_GRACE = 20.0  # seconds in which a job that was told to end may write its summary and end its own processes
+_REASON_BYTES = 8000  # a pipe takes 64 KiB before somebody reads
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the runs; finished rounds are on disk. ``signal`` is its number."""
+
+    def __init__(self, number: int) -> None:
+        """Keep the number."""
+        super().__init__()
+        self.signal = number
 
 
 class Watcher(Protocol):
@@ -53,6 +71,7 @@ class _Running:
     process: SpawnProcess
     verdict: Connection
     shown: int = 0
+    word: bytes = b""
 
 
 @dataclass
@@ -71,19 +90,40 @@ def run_all(jobs: list[Job], watcher: Watcher, cores: int) -> list[Failure]:
         jobs: From ``fedbd.runs.plan``.
         watcher: Told of each round; run ids are ``str(job.folder)``.
         cores: How many jobs at once; a job that runs alone gets all of them as workers.
+
+    Raises:
+        Interrupted: After SIGINT, SIGTERM or SIGHUP; the jobs have ended by then. A second Ctrl-C ends them by force.
     """
     state = _State(list(jobs), watcher)
     width = max(1, min(cores, _width(jobs)))
-    try:
-        while state.waiting or state.running:
-            _launch(state, width, max(1, cores // width))
-            for running in list(state.running):
-                _look(state, running)
-            time.sleep(_TICK)
-    finally:
-        for running in state.running:
-            _end(running.process)
+    with _signals() as got:
+        try:
+            while not got and (state.waiting or state.running):
+                _launch(state, width, max(1, cores // width))
+                for running in list(state.running):
+                    _look(state, running)
+                time.sleep(_TICK)
+        finally:
+            _end(state.running, got)
+    if got:
+        raise Interrupted(got[0])
     return state.failures
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect the signals that ask for an end: an exception amid the start of a job would lose sight of that job."""
+    got: list[int] = []
+    before: dict[int, Any] = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # nohup: whoever ignores one means it
+                    before[number] = signal.signal(number, lambda received, _: got.append(received))
+        yield got
+    finally:
+        for caught, handler in before.items():
+            signal.signal(caught, handler)
 
 
 def _width(jobs: list[Job]) -> int:
@@ -97,7 +137,7 @@ def _launch(state: _State, width: int, workers: int) -> None:
         failed = next((f for f in state.failures if f.folder == job.needs), None)
         if failed is not None:
             state.waiting.remove(job)
-            _fail(state, Failure(job.folder, f"its attack-free twin failed: {failed.reason}", failed.mistake))
+            _fail(state, job, Failure(job.folder, f"its attack-free twin failed: {failed.reason}", failed.mistake))
         elif len(state.running) < width and (job.needs is None or job.needs in state.done):
             state.waiting.remove(job)
             state.running.append(_start(job, workers))
@@ -108,47 +148,90 @@ def _start(job: Job, workers: int) -> _Running:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(job, there), name=f"fedbd {job.scenario.name}")
-    process.start()
+    with _held_back():
+        process.start()
     there.close()
     return _Running(job, process, here)
 
 
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Let a process begin with the signals held back that ask for its end, until it can heed them."""
+    resource_tracker.ensure_running()  # started beside the first process, it would let them through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _sized(scenario: Scenario, workers: int) -> Scenario:
-    if scenario.engine.workers is not None:
+    """Return a scenario with its number of workers; a single one is a process, too, which can hang or die alone."""
+    if scenario.engine.workers is not None or scenario.engine.executor == "serial":
         return scenario
-    serial = workers == 1 and scenario.engine.name == "local"
-    engine = dataclasses.replace(
-        scenario.engine, workers=workers, executor="serial" if serial else scenario.engine.executor
-    )
-    return dataclasses.replace(scenario, engine=engine)
+    return dataclasses.replace(scenario, engine=dataclasses.replace(scenario.engine, workers=workers))
 
 
 def _child(job: Job, verdict: Connection) -> None:
     """Run one job; everything it prints goes to a log in its folder, and one verdict goes back."""
     from fedbd.engines import execute  # noqa: PLC0415 - only the child needs Flower
 
-    job.folder.mkdir(parents=True, exist_ok=True)
-    log = os.open(job.folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(log, sys.stdout.fileno())
-    os.dup2(log, sys.stderr.fileno())
+    threading.Thread(target=_leave_with_parent, daemon=True, name="fedbd-parent").start()
     try:
-        execute(job.scenario, job.folder, job.twin)
-        verdict.send_bytes(b"done")
+        _heed_signals()
+        with writing(job.folder):
+            log = os.open(job.folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            os.dup2(log, sys.stdout.fileno())
+            os.dup2(log, sys.stderr.fileno())
+            execute(job.scenario, job.folder, job.twin)
+        _say(verdict, "done")
     except UserError as error:
-        verdict.send_bytes(b"user:" + str(error).encode())
+        _say(verdict, "user", str(error))
         sys.exit(2)
     except FedBDError as error:
-        verdict.send_bytes(b"fail:" + str(error).encode())
+        _say(verdict, "fail", str(error))
         sys.exit(1)
     except KeyboardInterrupt:
+        _sum_up(job, "interrupted", "")
         sys.exit(130)
     except BaseException as error:
-        verdict.send_bytes(b"fail:" + f"{type(error).__name__}: {error} (see {job.folder / LOG})".encode())
+        _say(verdict, "fail", f"{type(error).__name__}: {error} (see {job.folder / LOG})")
         raise
+
+
+def _say(verdict: Connection, kind: str, text: str = "") -> None:
+    with contextlib.suppress(OSError):  # nobody may listen any more
+        verdict.send_bytes((f"{kind}:{text}" if text else kind).encode()[:_REASON_BYTES])
+
+
+def _heed_signals() -> None:
+    """Let the first signal that asks for an end raise KeyboardInterrupt here, and no later one disturb the end."""
+    ending = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if not ending.is_set():
+            ending.set()
+            raise KeyboardInterrupt
+
+    for number in _SIGNALS:  # the parent sends SIGTERM: the others may be ignored on purpose (nohup, a shell's ``&``)
+        if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+def _leave_with_parent() -> None:
+    """End this process when ``fedbd run`` is gone, however that ended: in order, or after a while by force."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_GRACE)
+        os._exit(1)
 
 
 def _look(state: _State, running: _Running) -> None:
     ended = not running.process.is_alive()
+    _listen(running)
     run_id = str(running.job.folder)
     for line in read_rounds(running.job.folder)[running.shown :]:
         state.watcher.update(run_id, line)
@@ -157,30 +240,57 @@ def _look(state: _State, running: _Running) -> None:
         return
     state.running.remove(running)
     running.process.join()
-    try:
-        word = running.verdict.recv_bytes() if running.verdict.poll() else b""
-    except EOFError:
-        word = b""
-    if word == b"done":
+    if running.word == b"done":
         state.done.add(running.job.folder)
         state.watcher.finish(run_id, read_summary(running.job.folder) or {})
         return
-    kind, _, text = word.decode().partition(":")
+    kind, _, text = running.word.decode(errors="ignore").partition(":")  # a cut may fall inside a letter
     reason = text or f"the process ended with status {running.process.exitcode} (see {running.job.folder / LOG})"
-    _fail(state, Failure(running.job.folder, reason, kind == "user"))
+    _fail(state, running.job, Failure(running.job.folder, reason, kind == "user"))
 
 
-def _fail(state: _State, failure: Failure) -> None:
+def _listen(running: _Running) -> None:
+    """Take a job's verdict in while it still runs: it cannot end before that is read."""
+    with contextlib.suppress(EOFError, OSError):
+        if not running.word and running.verdict.poll():
+            running.word = running.verdict.recv_bytes()
+
+
+def _fail(state: _State, job: Job, failure: Failure) -> None:
+    _sum_up(job, "failed", failure.reason, mistake=failure.mistake)
     state.failures.append(failure)
     state.watcher.fail(str(failure.folder), failure.reason.partition("\n")[0])
 
 
-def _end(process: SpawnProcess) -> None:
-    """End a job's process: politely, so that it writes its summary and ends its workers; then by force."""
-    process.join(timeout=3)  # at a terminal Ctrl-C has reached it, too
-    if process.is_alive() and process.pid is not None:
-        os.kill(process.pid, signal.SIGINT)
-        process.join(timeout=15)
-    if process.is_alive():
-        process.kill()
-        process.join()
+def _sum_up(job: Job, status: str, reason: str, *, mistake: bool = False) -> None:
+    """Leave a summary for a run that could not write one itself: its twin failed, or it was killed.
+
+    A run that was the user's mistake has no rounds: a folder that holds some is another run's.
+    """
+    with contextlib.suppress(UserError, OSError):
+        if is_written(job.folder) or read_summary(job.folder) is not None:
+            return
+        folder = RunFolder(job.folder, resume=not mistake)
+        if not (job.folder / SCENARIO).exists():
+            folder.write_scenario(scenario_text(job.scenario))
+        summary = {"name": job.scenario.name, "seed": job.scenario.seed, "status": status, "reason": reason or None}
+        done = len(read_rounds(job.folder)[1:])
+        folder.write_summary({**summary, "rounds": done, "planned_rounds": job.scenario.rounds})
+
+
+def _end(running: list[_Running], got: list[int]) -> None:
+    """End jobs: politely, so that they write their summaries and end their workers; then by force."""
+    for each in running:
+        each.process.terminate()  # at a terminal Ctrl-C has reached it, too; the second signal does nothing
+    deadline = time.monotonic() + _GRACE
+    while any(each.process.is_alive() for each in running):
+        if time.monotonic() > deadline or got.count(signal.SIGINT) > 1:
+            for each in running:
+                each.process.kill()
+            break
+        for each in running:
+            _listen(each)
+        time.sleep(_TICK / 4)
+    for each in running:
+        each.process.join()
+        _sum_up(each.job, "interrupted", "")

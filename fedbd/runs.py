@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
+import fcntl
 import hashlib
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +31,12 @@ LOG = "log.txt"
 
 MARKS = (SCENARIO, ROUNDS, LOG, "engine")
 """By one of these a folder is known for a run's, however early that ended."""
+
+LOCK = ".lock"
+"""Locked by the process that writes a run's folder, for as long as it lives; the file itself means nothing."""
+
+_LOCK_TRIES, _TICK = 5, 0.05  # whoever only looks whether a folder is locked is in the way for a moment
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,8 @@ def run(scenario: Scenario, out: str | Path = "runs", *, overwrite: bool = False
     prepare(scenario)  # an earlier run goes only for one that can start
     jobs = plan([scenario], Path(out), overwrite=overwrite)
     for job in jobs:
-        execute(job.scenario, job.folder, job.twin)
+        with writing(job.folder):
+            execute(job.scenario, job.folder, job.twin)
     folder = jobs[-1].folder
     return RunResult(folder, read_summary(folder) or {}, read_rounds(folder))
 
@@ -90,7 +101,8 @@ def plan(scenarios: Sequence[Scenario], out: Path, *, overwrite: bool = False) -
         overwrite: Remove earlier runs in the places of these scenarios (finished twins are kept).
 
     Raises:
-        UserError: If two scenarios want one place, a place is taken, or a Flower strategy cannot be built.
+        UserError: If two scenarios want one place, a place is taken, another process writes a place or a twin, or a
+            Flower strategy cannot be built.
     """
     folders = {}
     problems = []
@@ -104,14 +116,15 @@ def plan(scenarios: Sequence[Scenario], out: Path, *, overwrite: bool = False) -
         folders[folder] = scenario
         wrong = [dataclasses.replace(p, path=f"{scenario.name}: {p.path}") for p in strategy_problems(scenario)]
         problems += [problem for problem in wrong if problem not in problems]
-    if problems:
-        raise UserError(problems, "nothing was started:")
-    for folder in folders:
-        if folder.exists():
-            shutil.rmtree(folder)
     own = {identity(twin_of(s)): folder for folder, s in folders.items() if attack_window(s) is None}
     twins: dict[str, Job] = {}
     jobs = [_job(scenario, folder, out, own, twins) for folder, scenario in folders.items()]
+    problems += [_written(twin.folder) for twin in twins.values() if is_written(twin.folder)]
+    if problems:
+        raise UserError(problems, "nothing was started:")
+    for folder in (*folders, *(twin.folder for twin in twins.values())):
+        if folder.exists():
+            shutil.rmtree(folder)
     return [*twins.values(), *sorted(jobs, key=lambda job: job.needs is not None)]
 
 
@@ -131,7 +144,9 @@ def _taken(folder: Path, overwrite: bool) -> list[Problem]:
     elsewhere = "pass --out with another folder"
     if there.exists() and not (there.is_dir() and os.access(there, os.W_OK)):
         return [Problem(path=str(there), expected="must be a folder that can be written", remedy=elsewhere)]
-    if there != folder or not any(folder.iterdir()):
+    if is_written(folder):
+        return [_written(folder)]
+    if there != folder or all(entry.name == LOCK for entry in folder.iterdir()):
         return []
     if not any((folder / name).exists() for name in MARKS):
         return [Problem(path=str(folder), expected="must be new, empty or a run's folder", remedy=elsewhere)]
@@ -139,6 +154,72 @@ def _taken(folder: Path, overwrite: bool) -> list[Problem]:
         remedy = f"pass --overwrite to replace it, or {elsewhere.removeprefix('pass ')}"
         return [Problem(path=str(folder), expected="holds an earlier run", remedy=remedy)]
     return []
+
+
+def _written(folder: Path) -> Problem:
+    remedy = "wait until that has ended, or pass --out with another folder"
+    return Problem(path=str(folder), expected="is being written by another fedbd run", remedy=remedy)
+
+
+def is_written(folder: Path) -> bool:
+    """Return whether a living process writes a run's folder (``writing``)."""
+    try:
+        file = os.open(folder / LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return not _locked(file, fcntl.LOCK_SH)
+    finally:
+        os.close(file)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Make a run's folder and lock it; the lock ends with the block, or with the process, however that ends.
+
+    Raises:
+        UserError: If another process writes the folder, or it cannot be written.
+    """
+    try:
+        file = _lock(folder)
+    except OSError as error:
+        problem = Problem(path=str(folder), expected="must be a folder that can be written", got=str(error))
+        raise UserError([problem]) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            (folder / LOCK).unlink()
+        os.close(file)
+
+
+def _lock(folder: Path) -> int:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)  # not inherited: a lock lives as long as its file
+        for _ in range(_LOCK_TRIES):
+            if _locked(file, fcntl.LOCK_EX):
+                break
+            time.sleep(_TICK)
+        else:
+            os.close(file)
+            raise UserError([_written(folder)])
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file), os.stat(folder / LOCK)):
+                return file
+        os.close(file)  # whoever held it has removed it in between
+
+
+def _locked(file: int, kind: int) -> bool:
+    """Lock an open file without waiting; False where another process has it. A file system may know no locks."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
 
 
 def _job(scenario: Scenario, folder: Path, out: Path, own: dict[str, Path], twins: dict[str, Job]) -> Job:
@@ -152,8 +233,6 @@ def _job(scenario: Scenario, folder: Path, out: Path, own: dict[str, Path], twin
     if (read_summary(place) or {}).get("status") == FINISHED:
         return Job(scenario, folder, None, place)
     if key not in twins:
-        if place.exists():
-            shutil.rmtree(place)
         twins[key] = Job(twin, place)
     return Job(scenario, folder, place, place)
 

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fedbd.errors import UserError
-from fedbd.runs import Job, identity, plan, run, with_seeds
+from fedbd.runs import LOCK, Job, identity, is_written, plan, run, with_seeds, writing
 from fedbd.scenario import Scenario, from_dict, twin_of
 
 MINIMAL: dict[str, Any] = {"name": "t", "rounds": 3, "data": {"name": "digits"}, "model": {"name": "mlp"}}
@@ -258,3 +260,81 @@ def test_a_twin_on_other_data_is_another_run(monkeypatch: pytest.MonkeyPatch, tm
     assert identity(twin) == before
     monkeypatch.setenv("FEDBD_DATA", str(tmp_path))
     assert identity(twin) != before
+
+
+# Places that somebody is writing.
+
+WRITTEN = "is being written by another fedbd run; wait until that has ended, or pass --out with another folder"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_a_run_that_is_being_written_is_refused_and_left_alone(rounds: int, overwrite: bool, tmp_path: Path) -> None:
+    folder = run_in(tmp_path / "quiet" / "seed-0", "running", rounds)
+    other = run_in(tmp_path / "other" / "seed-0", "failed", rounds=0)
+    with writing(folder):
+        assert refusal([quiet("other"), quiet()], tmp_path, overwrite=overwrite) == [f"{folder}: {WRITTEN}"]
+    assert files(folder) == files(other) == {"scenario.yaml", "rounds.jsonl", "summary.json"}
+
+
+def test_a_run_that_has_written_nothing_yet_is_refused_too(tmp_path: Path) -> None:
+    folder = tmp_path / "quiet" / "seed-0"
+    with writing(folder):
+        assert refusal([quiet()], tmp_path) == [f"{folder}: {WRITTEN}"]
+        assert folder.is_dir()
+    assert len(plan([quiet()], tmp_path)) == 1
+
+
+def test_a_twin_that_is_being_written_is_refused_before_anything_goes(tmp_path: Path) -> None:
+    scenario = attacked()
+    own = run_in(tmp_path / "attacked" / "seed-0")
+    place = run_in(place_of(scenario, tmp_path), "failed")
+    with writing(place):
+        assert refusal([scenario], tmp_path, overwrite=True) == [f"{place}: {WRITTEN}"]
+        assert files(place) == {"scenario.yaml", "rounds.jsonl", "summary.json", LOCK}
+    assert files(own) == {"scenario.yaml", "rounds.jsonl", "summary.json"}
+
+
+def test_a_finished_twin_is_used_while_its_process_still_ends(tmp_path: Path) -> None:
+    scenario = attacked()
+    with writing(run_in(place_of(scenario, tmp_path))):
+        assert len(plan([scenario], tmp_path)) == 1
+
+
+def test_a_folder_is_locked_by_one_process_and_bears_no_trace_afterwards(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "run"
+    assert not is_written(folder)
+    with writing(folder):
+        assert is_written(folder)
+        with pytest.raises(UserError, match="is being written by another fedbd run"), writing(folder):
+            pass
+        assert is_written(folder)
+    assert not is_written(folder)
+    assert files(folder) == set()
+
+
+def test_a_lock_ends_with_its_process_however_that_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "quiet" / "seed-0"
+    folder.mkdir(parents=True)
+    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()"
+    command = [sys.executable, "-c", code, str(folder / LOCK)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert is_written(folder)
+        assert refusal([quiet()], tmp_path) == [f"{folder}: {WRITTEN}"]
+        process.kill()
+        process.wait()
+    assert files(folder) == {LOCK}
+    assert not is_written(folder)
+    assert len(plan([quiet()], tmp_path)) == 1
+    with writing(folder):
+        assert is_written(folder)
+
+
+def test_a_lock_file_makes_no_folder_a_runs(tmp_path: Path) -> None:
+    folder = tmp_path / "quiet" / "seed-0"
+    folder.mkdir(parents=True)
+    (folder / LOCK).touch()
+    (folder / "thesis.tex").write_text("years of work")
+    assert "must be new, empty or a run's folder" in refusal([quiet()], tmp_path, overwrite=True)[0]

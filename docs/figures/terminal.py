@@ -1,6 +1,6 @@
 """Draw docs/quickstart.png: the comparison that ``make demo`` prints, from the runs that it left.
 
-python docs/figures/terminal.py runs/quickstart/seed-7 runs/quickstart-clean/seed-7 ...
+python docs/figures/terminal.py runs/quickstart/seed-5 runs/quickstart-clean/seed-5 ...
 """
 
 from __future__ import annotations

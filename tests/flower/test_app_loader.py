@@ -1,6 +1,7 @@
 """Loading a component by its path, whatever else bears its name."""
 
 import pickle
+import re
 import sys
 
 import pytest
@@ -39,7 +40,7 @@ def trap(tmp_path, monkeypatch):
 def test_relative_imports_work_and_a_module_of_the_same_name_is_not_taken(app_dir, trap):
     text, where, _ = load_component(app_dir, "clients")
     assert text == "the app"
-    assert where == "_fedbd_app_clients.step"
+    assert re.fullmatch(r"_fedbd_app_clients(_[0-9a-f]{8})?\.step", where)  # the digest: another test loaded a namesake
     assert "clients" not in sys.modules
 
 
@@ -48,7 +49,7 @@ def test_a_component_is_loaded_once(app_dir):
     again = load_component(app_dir / ".." / app_dir.name, "clients")
     assert again is first
     assert first[2] == [1]
-    assert load_component(app_dir, "clients", "step", "where") == "_fedbd_app_clients.step"
+    assert load_component(app_dir, "clients", "step", "where") == first[1]
 
 
 def test_a_package_of_the_same_name_elsewhere_is_another(app_dir, tmp_path):

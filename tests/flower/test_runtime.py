@@ -29,6 +29,7 @@ class Witness:
 
     def __init__(self, out: Path | None = None) -> None:
         self.out = out
+        self.before = {(pid, start_time(pid)) for pid in descendants(os.getpid())}  # other tests' fork server
         self.seen: set[tuple[int, str]] = set()
         self.titles: set[bytes] = set()
         self.actors: set[int] = set()
@@ -38,7 +39,7 @@ class Witness:
     def __call__(self) -> None:
         actors = set()
         for pid in descendants(os.getpid()):
-            if begun := start_time(pid):
+            if (begun := start_time(pid)) and (pid, begun) not in self.before:
                 self.seen.add((pid, begun))
                 title = Path(f"/proc/{pid}/cmdline").read_bytes() if Path(f"/proc/{pid}").exists() else b""
                 if b"ClientAppActor" in title:

@@ -64,7 +64,7 @@ def sgd(model: nn.Module, plan: TrainingPlan) -> torch.optim.SGD:
         momentum=plan.momentum,
         nesterov=plan.nesterov,
         weight_decay=plan.weight_decay,
-        fused=all(p.is_floating_point() for p in trainable),
+        fused=True,
     )
 
 

@@ -101,7 +101,7 @@ def _train(grid: Grid, scenario: Scenario, prepared: Prepared, rounds: Rounds, f
     strategy = defended(scenario, prepared, rounds)
     ordered = OrderedGrid(grid, scenario.partition.clients)
     if isinstance(grid, LocalGrid):
-        sizes = [len(part) for part in prepared.federation.partitions]
+        sizes = prepared.federation.sizes
         ordered.cost = lambda client: expected_images(scenario, client, sizes[client], len(rounds.lines))
     state = {name: entry.numpy() for name, entry in model.state_dict().items()}
     result = strategy.start(
@@ -123,7 +123,7 @@ def patience(scenario: Scenario) -> float:
 
 def defended(scenario: Scenario, prepared: Prepared, rounds: Rounds) -> DefendedStrategy:
     """Return the strategy of a scenario, with the round's work behind it."""
-    clients = sum(len(part) for part in prepared.federation.partitions) / scenario.partition.clients
+    average = sum(prepared.federation.sizes) / scenario.partition.clients
     return DefendedStrategy(
         inner_strategy(scenario.strategy.name, scenario.strategy.arguments),
         aggregation=scenario.aggregation.impl,
@@ -135,7 +135,7 @@ def defended(scenario: Scenario, prepared: Prepared, rounds: Rounds) -> Defended
         clients=scenario.partition.clients,
         weighing=Weighing(
             weighting=scenario.cohort.weighting,
-            average_examples=clients,
+            average_examples=average,
             largest=scenario.cohort.largest_weight,
         ),
         on_client_failure=scenario.on_client_failure,

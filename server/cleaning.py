@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import dataclass
 
@@ -65,8 +64,3 @@ def accuracy(model: nn.Module, prepared: Prepared) -> float:
     if trusted is None:
         raise ValueError("there is no trusted data to validate on")
     return float((predict(model, trusted.validate) == trusted.validate.labels.cpu().numpy()).mean())
-
-
-def frozen_copy(model: nn.Module) -> nn.Module:
-    """Return a copy that a cleanup may look at while the loop's model goes on."""
-    return copy.deepcopy(model)

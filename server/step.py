@@ -69,7 +69,7 @@ class Rounds:
         detected_at = time.perf_counter()
         weights = outcome.weights if served is model else flatten(served)
         measured = self._measures(served, outcome.round)
-        cleanup = self._cleanup_record(cleaned, measured, outcome.round)
+        cleanup = self._cleanup_record(cleaned, outcome.round)
         observed = self.collect(outcome.round)
         line = {
             "round": outcome.round,
@@ -146,7 +146,7 @@ class Rounds:
                     served = result.model
         return done, served
 
-    def _cleanup_record(self, cleaned: list[tuple[Cleaned, nn.Module]], served: Notes, round_: int) -> Notes:
+    def _cleanup_record(self, cleaned: list[tuple[Cleaned, nn.Module]], round_: int) -> Notes:
         record: Notes = {}
         for result, given in cleaned:
             before, after = self._evaluate(given), self._evaluate(result.model)

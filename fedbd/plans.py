@@ -198,7 +198,7 @@ class EnginePlan:
             and SuperNodes on this machine).
         workers: Processes that train clients; null: as many as cores.
         executor: ``local`` only: ``process``, or ``serial`` in the driver itself.
-        device: Where clients and server compute.
+        device: Where clients compute; the server evaluates and repairs on the CPU.
         client_gpus: ``ray`` only: the fraction of a GPU per client.
         timeout: Seconds that a client may take for one message.
     """

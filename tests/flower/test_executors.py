@@ -248,6 +248,7 @@ def test_a_worker_that_dies_idle_costs_no_message(pool_grid):
     for process in idle:
         os.kill(process, signal.SIGKILL)
     assert wait_until(lambda: all(is_gone(process) for process in idle))
+    time.sleep(0.5)  # the fork server, their parent, tells the pool a moment after the kernel tells us
     replies = pool_grid.send_and_receive([order(node) for node in pool_grid.get_node_ids()])
     assert idle.isdisjoint(process_of(reply) for reply in replies)
 

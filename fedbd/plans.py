@@ -112,6 +112,10 @@ class AttackPlan:
         return self.label or self.method.name
 
 
+def _due(every: int, rounds: tuple[int, ...] | None, round_: int) -> bool:
+    return round_ in rounds if rounds is not None else round_ % every == 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class CleanupPlan:
     """One cleanup: when it runs and what becomes of its result.
@@ -139,7 +143,7 @@ class CleanupPlan:
 
     def due(self, round_: int) -> bool:
         """Return whether the cleanup runs in a round."""
-        return round_ in self.rounds if self.rounds is not None else round_ % self.every == 0
+        return _due(self.every, self.rounds, round_)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +171,7 @@ class DetectionPlan:
 
     def due(self, round_: int) -> bool:
         """Return whether the detector runs in a round."""
-        return round_ in self.rounds if self.rounds is not None else round_ % self.every == 0
+        return _due(self.every, self.rounds, round_)
 
 
 @dataclass(frozen=True, kw_only=True)

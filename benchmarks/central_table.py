@@ -61,10 +61,11 @@ ARMS = {
 }
 
 
-def method(fields: dict[str, Any]) -> Any:
+def build(kind: str, fields: dict[str, Any]) -> Any:
+    """Return a method from its name and fields, as a scenario holds them."""
     problems: list[Problem] = []
     own = {key: value for key, value in fields.items() if key != "name"}
-    impl = parse(resolve("cleanup", fields["name"], fields["name"]), own, fields["name"], problems)
+    impl = parse(resolve(kind, fields["name"], fields["name"]), own, fields["name"], problems)
     if problems:
         raise SystemExit("\n".join(map(str, problems)))
     return impl
@@ -107,7 +108,7 @@ def one_seed(plan: CentralPlan, folder: Path, out: Path, arms: list[str]) -> Non
         rows = repair_all(
             both[0],
             # Labels decide the draws: the first steps of all arms have the same, so that arms are paired.
-            {f"step {i}": method(fields) for i, fields in enumerate(arm.chain)},
+            {f"step {i}": build("cleanup", fields) for i, fields in enumerate(arm.chain)},
             data.trusted(arm.trusted, arm.validate_share, plan.seed),
             Clues(reference=new_model(twin_of(plan), data.dataset).eval()),
             plan.seed,

@@ -19,15 +19,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from central_table import PLAN, models
+from central_table import PLAN, build, models
 
 from fedbd.central import CentralData, assemble_central, load_central
-from fedbd.errors import MethodRefused, Problem
+from fedbd.errors import MethodRefused
 from fedbd.metrics import predict, roc_auc, score_measures
-from fedbd.registry import METHODS, resolve
-from fedbd.schema import parse
+from fedbd.registry import METHODS
 from fedbd.seeding import numpy_rng, torch_rng
-from fedbd.types import Samples, TrustedData
+from fedbd.types import Samples, TrustedData, quantized
 
 DETECTORS: dict[str, dict[str, Any]] = {
     "rnp_unlearned": {"name": "rnp_unlearned", "augment": "crop_flip"},
@@ -47,15 +46,6 @@ EVASIONS = {"fgsm": 500, "pgd": 500, "cw": 100}
 PAIRS = {"clean/adversarial": (0, 1), "clean/backdoor": (0, 2), "adversarial/backdoor": (1, 2)}
 
 
-def build(kind: str, fields: dict[str, Any]) -> Any:
-    problems: list[Problem] = []
-    own = {key: value for key, value in fields.items() if key != "name"}
-    impl = parse(resolve(kind, fields["name"], kind), own, kind, problems)
-    if problems:
-        raise SystemExit("\n".join(map(str, problems)))
-    return impl
-
-
 def served(model: torch.nn.Module, images: torch.Tensor) -> Samples:
     return Samples(images, torch.as_tensor(predict(model, images)))
 
@@ -67,7 +57,7 @@ def mixed(model: torch.nn.Module, kinds: list[torch.Tensor], seed: int) -> tuple
 
 
 def stamped(trigger: Any, images: torch.Tensor) -> torch.Tensor:
-    return trigger.stamp(images.float() / 255).mul(255).round().clamp(0, 255).to(torch.uint8)
+    return quantized(trigger.stamp(images.float() / 255))
 
 
 def one_seed(seed: int, folder: Path, out: Path) -> None:
@@ -112,7 +102,7 @@ def inputs(
         made, _ = build("evasion", {"name": name}).perturb(
             model, chosen.images.float() / 255, chosen.labels, torch_rng(seed, name)
         )
-        images = (made * 255).round().to(torch.uint8)
+        images = quantized(made)
         fooled = images[torch.as_tensor(predict(model, images)) != chosen.labels]
         found[name] = mixed(model, [clean[:count], fooled, triggered[:count]], seed)
     if evasions:

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from detector_table import DETECTORS, build, mixed, stamped
+from central_table import PLAN, build
+from detector_table import DETECTORS, mixed, stamped
 
 from fedbd.central import assemble_central, load_central, new_model
 from fedbd.defenses.cleanup import NAD, RNP, FineTune
@@ -27,8 +28,6 @@ from fedbd.metrics import logits
 from fedbd.models.checkpoint import load_checkpoint
 from fedbd.training import TrainingPlan, train
 from fedbd.types import Clues, Samples
-
-PLAN = Path(__file__).resolve().parents[1] / "scenarios" / "central" / "cifar10-badnets.yaml"
 
 
 def rng() -> torch.Generator:

@@ -13,12 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fedbd.metrics import score_measures
 from fedbd.params import assign, flatten
 from fedbd.plans import AttackPlan
 from fedbd.prepared import Prepared
 from fedbd.roles import assignment, locally_defended, role_of
-from fedbd.scores import scores_of
+from fedbd.scores import score_measures, scores_of
 from fedbd.seeding import numpy_rng, torch_rng
 from fedbd.training import TrainingPlan, train
 from fedbd.types import AttackContext, Memory, Notes, Role, Samples, Vector

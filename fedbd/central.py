@@ -20,9 +20,9 @@ from torch import nn
 
 from fedbd.data.stratify import stratified
 from fedbd.errors import Problem, ScenarioError, UserError
-from fedbd.metrics import evaluate
 from fedbd.models.checkpoint import load_checkpoint, read_tensors, save_safetensors, save_tensors
 from fedbd.plans import DataPlan
+from fedbd.repair import judge
 from fedbd.scenario_file import dump_yaml, override, read_yaml
 from fedbd.schema import Kind, Method, parse, to_plain
 from fedbd.seeding import numpy_rng, torch_rng
@@ -183,12 +183,9 @@ def new_model(plan: CentralPlan, dataset: Dataset) -> nn.Module:
 
 def measure(plan: CentralPlan, data: CentralData, model: nn.Module) -> Notes:
     """Return CA, ASR and the rest on the test set, null where there is no trigger."""
-    triggers = {}
-    if plan.poison is not None:
-        triggers = {plan.poison.method.name: (plan.poison.trigger.impl, plan.poison.target)}
-    found = evaluate(model, data.dataset.test, triggers, data.dataset.classes)
-    names = ("clean_accuracy", "clean_accuracy_without_target", "attack_success", "robust_accuracy", "collapsed")
-    return {name: getattr(found, name) for name in names}
+    poison, dataset = plan.poison, data.dataset
+    trigger, target = (None, None) if poison is None else (poison.trigger.impl, poison.target)
+    return judge(model, dataset.test, dataset.classes, trigger, target)
 
 
 def train_central(

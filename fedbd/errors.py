@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -71,3 +71,12 @@ class SecureSumFailed(RunFailed):
 
 class MethodRefused(RunFailed):
     """A method found at run time that it cannot act (never a silent fallback)."""
+
+
+def refusal(look: Callable[[], object]) -> str | None:
+    """Return why looking into a model is refused (``MethodRefused``), None if it is not."""
+    try:
+        look()
+    except MethodRefused as refused:
+        return str(refused)
+    return None

@@ -23,7 +23,7 @@ from fedbd.models.checkpoint import load_checkpoint
 from fedbd.params import Layout, layout_of
 from fedbd.scenario import Scenario, from_dict
 from fedbd.seeding import torch_rng
-from fedbd.types import Dataset
+from fedbd.types import Dataset, Trigger
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class Prepared:
     def dataset(self) -> Dataset:
         """The data set."""
         return self.federation.dataset
+
+    @property
+    def triggers(self) -> dict[str, tuple[Trigger, int]]:
+        """Trigger and target of each attack, by its name in the records: what a model is measured with."""
+        return {attack.key: (attack.trigger.impl, attack.target) for attack in self.scenario.attacks}
 
     def new_model(self) -> nn.Module:
         """Return the initial model (the scenario's seed decides its weights)."""

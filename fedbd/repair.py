@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fedbd.errors import MethodRefused
 from fedbd.metrics import evaluate
 from fedbd.seeding import torch_rng
-from fedbd.types import Cleanup, Clues, Notes, Samples, Trigger, TrustedData
+from fedbd.types import Cleanup, Clues, Notes, Samples, Trigger, TrustedData, quantized
 
 MEASURES = ("clean_accuracy", "clean_accuracy_without_target", "attack_success", "robust_accuracy", "collapsed")
 """What ``judge`` measures, with the names of a round's record."""
@@ -162,7 +162,7 @@ def judge(model: nn.Module, test: Samples, classes: int, trigger: Trigger | None
 def stamped_inputs(samples: Samples, trigger: Trigger, target: int, most: int = 100) -> Tensor:
     """Return up to ``most`` triggered inputs, (N, C, H, W) uint8, of the samples that do not have the target label."""
     others = torch.nonzero(samples.labels != target)[:most, 0]
-    return trigger.stamp(samples.batch(others)[0]).mul(255.0).round_().clamp_(0.0, 255.0).to(torch.uint8)
+    return quantized(trigger.stamp(samples.batch(others)[0]))
 
 
 def repair_all(

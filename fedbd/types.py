@@ -58,6 +58,11 @@ class Samples:
         return Samples(self.images[rows], self.labels[rows])
 
 
+def quantized(images: Tensor) -> Tensor:
+    """Return float images in [0, 1] as they lie in memory: rounded to 256 levels, uint8, in the same shape."""
+    return images.mul(255.0).round_().clamp_(0.0, 255.0).to(torch.uint8)
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A data set, decoded: its parts and how many classes it has.

@@ -15,7 +15,7 @@ from fedbd.plans import AttackPlan, DetectionPlan
 from fedbd.prepared import Prepared
 from fedbd.scores import scores_of
 from fedbd.seeding import numpy_rng, torch_rng
-from fedbd.types import Notes, Samples
+from fedbd.types import Notes, Samples, quantized
 
 MEASURES = ("auc", "auc_shuffled", "tpr_at_fpr_1", "tpr_at_fpr_5", "precision")
 EMPTY: Notes = dict.fromkeys(MEASURES)
@@ -66,7 +66,7 @@ def three_ways(
     for evasion in plan.adversarial:
         name, rng = evasion.method.name, torch_rng(seed, f"evasion/{plan.key}/{evasion.method.name}", round_)
         perturbed, notes = evasion.method.impl.perturb(model, victims.images.float() / 255, victims.labels, rng)
-        images = (perturbed * 255).round().clamp(0, 255).to(torch.uint8)
+        images = quantized(perturbed)
         fooled = images[torch.as_tensor(predict(model, images)) != victims.labels]
         found[name] = {
             **_pairs(prepared, plan, model, [clean.images, fooled, triggered[:count]], rng),
@@ -154,4 +154,4 @@ def incoming(
 def _stamped(rest: Samples, attack: AttackPlan, turn: int, attacks: int, half: int) -> torch.Tensor:
     eligible = torch.nonzero(rest.labels != attack.target)[:, 0][turn::attacks][: max(1, half // attacks)]
     raw = rest.images[eligible].to(torch.float32) / 255
-    return (attack.trigger.impl.stamp(raw) * 255).round().to(torch.uint8)
+    return quantized(attack.trigger.impl.stamp(raw))

@@ -91,6 +91,5 @@ def _go_on(
 
 
 def _measured(prepared: Prepared, model: object) -> Notes:
-    triggers = {attack.key: (attack.trigger.impl, attack.target) for attack in prepared.scenario.attacks}
-    found = evaluate(model, prepared.dataset.test, triggers, prepared.dataset.classes)  # type: ignore[arg-type]
+    found = evaluate(model, prepared.dataset.test, prepared.triggers, prepared.dataset.classes)  # type: ignore[arg-type]
     return {name: getattr(found, name) for name in MEASURED}

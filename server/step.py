@@ -16,7 +16,7 @@ from fedbd.params import assign, flatten, sha256
 from fedbd.prepared import Prepared
 from fedbd.record import RunFolder, round_record
 from fedbd.roles import assignment, roles_in
-from fedbd.types import Clues, Notes, Role, Trigger, Vector
+from fedbd.types import Clues, Notes, Role, Vector
 
 from .cleaning import Cleaned, clean
 from .detecting import detect, own_data
@@ -130,13 +130,10 @@ class Rounds:
         assign(model, weights)
         return model.eval()
 
-    def _triggers(self) -> dict[str, tuple[Trigger, int]]:
-        return {attack.key: (attack.trigger.impl, attack.target) for attack in self.prepared.scenario.attacks}
-
     def _evaluate(self, model: nn.Module) -> Evaluation:
         if id(model) not in self._evaluated:
             dataset = self.prepared.dataset
-            found = evaluate(model, dataset.test, self._triggers(), dataset.classes)
+            found = evaluate(model, dataset.test, self.prepared.triggers, dataset.classes)
             self._evaluated[id(model)] = (model, found)  # the model too: its id must stay taken
         return self._evaluated[id(model)][1]
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedbd.training import Batch, TrainingPlan, train
-from fedbd.types import AttackContext, Notes, Samples, Vector
+from fedbd.types import AttackContext, Notes, Samples, Vector, quantized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class BadNets:
         index = torch.randperm(len(data), generator=rng)[:count].sort().values
         stamped = ctx.trigger.stamp(data.batch(index)[0])
         images, labels = data.images.clone(), data.labels.clone()
-        images[index] = stamped.mul(255.0).round_().clamp_(0.0, 255.0).to(torch.uint8)
+        images[index] = quantized(stamped)
         labels[index] = ctx.target
         return Samples(images, labels), index.numpy()
 

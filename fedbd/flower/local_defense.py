@@ -102,7 +102,7 @@ def _samples(data: Samples | tuple[Tensor, Tensor], device: torch.device) -> Sam
     """Return the data as samples on a device."""
     import torch  # noqa: PLC0415
 
-    from fedbd.types import Samples  # noqa: PLC0415
+    from fedbd.types import Samples, quantized  # noqa: PLC0415
 
     images, labels = (data.images, data.labels) if isinstance(data, Samples) else data
     if images.dim() != 4 or labels.shape != images.shape[:1] or len(labels) == 0:
@@ -115,7 +115,7 @@ def _samples(data: Samples | tuple[Tensor, Tensor], device: torch.device) -> Sam
         if not (low >= 0 and high <= 1):  # so written, NaN is refused, too
             remedy = "take the normalization out of the data and make it the model's first layer"
             raise _wrong("must have float images in [0, 1]", f"{low:.3g} to {high:.3g}", remedy)
-        images = images.mul(255).round().to(torch.uint8)
+        images = quantized(images)
     if images.dtype != torch.uint8:
         raise _wrong("must have images of type uint8 or float", str(images.dtype))
     return Samples(images.contiguous().to(device), labels.to(device, torch.int64))

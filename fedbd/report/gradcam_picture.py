@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
+
+from fedbd.report.trigger_picture import show_image
 
 ALPHA = 0.6
 """How far a map covers its image."""
@@ -53,8 +54,8 @@ def draw_gradcam(path: str | Path, looks: Sequence[Looks], labels: Sequence[int]
         above[0].set_ylabel(kind.name, fontsize=9)
         below[0].set_ylabel("looks at", fontsize=9)
         for column in range(columns):
-            _show(above[column], kind.images[column])
-            _show(
+            show_image(above[column], kind.images[column])
+            show_image(
                 below[column], 0.4 + 0.6 * kind.images[column].mean(0, keepdim=True)
             )  # pale: colors keep their meaning
             heat = kind.maps[column].numpy()
@@ -63,14 +64,3 @@ def draw_gradcam(path: str | Path, looks: Sequence[Looks], labels: Sequence[int]
             title = f"says {kind.predicted[column]}" if number else f"{labels[column]}, says {kind.predicted[column]}"
             above[column].set_title(title, fontsize=8, color="black" if right else "#D55E00")
     figure.savefig(path, dpi=150, metadata={"Software": None} if Path(path).suffix == ".png" else None)
-
-
-def _show(axes: Axes, picture: Tensor) -> None:
-    """Show a (C, H, W) image in [0, 1] without any smoothing: a trigger may be one pixel."""
-    pixels = picture.clamp(0, 1).permute(1, 2, 0).numpy()
-    gray = pixels.shape[2] != 3
-    axes.imshow(
-        pixels.mean(axis=2) if gray else pixels, cmap="gray" if gray else None, vmin=0, vmax=1, interpolation="nearest"
-    )
-    axes.set_xticks([])
-    axes.set_yticks([])

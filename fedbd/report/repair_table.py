@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedbd.report.console import percent, success_style
+from fedbd.report.rows import write_rows
 
 if TYPE_CHECKING:
     from fedbd.repair import Row
@@ -128,14 +126,6 @@ def write_repairs(path: str | Path, rows: Sequence[Row]) -> None:
 
     JSON has the methods' notes, too.
     """
-    if Path(path).suffix == ".csv":
-        buffer = io.StringIO(newline="")
-        flat = [row.flat() for row in rows]
-        writer = csv.DictWriter(buffer, list(flat[0]) if flat else ["method"])
-        writer.writeheader()
-        writer.writerows(flat)
-        text = buffer.getvalue()
-    else:
-        entries = [{**row.flat(), "notes": row.repaired.notes} for row in rows]
-        text = json.dumps(entries, indent=2, allow_nan=False) + "\n"
-    Path(path).write_text(text, encoding="utf-8", newline="")
+    notes = Path(path).suffix != ".csv"
+    flat = [{**row.flat(), **({"notes": row.repaired.notes} if notes else {})} for row in rows]
+    write_rows(path, flat, empty=["method"])

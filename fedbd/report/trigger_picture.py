@@ -51,7 +51,7 @@ def draw_triggers(
         for row, title, pictures in zip(grid, titles, (clean, stamped, (GAIN * change).clamp(0, 1)), strict=True):
             row[0].set_ylabel(title, fontsize=8)
             for axes, picture in zip(row, pictures, strict=True):
-                _show(axes, picture)
+                show_image(axes, picture)
         for axes, label in zip(grid[0], chosen.labels.tolist(), strict=True):
             axes.set_title((names or {}).get(label, str(label)), fontsize=8)
     figure.savefig(path, dpi=150, metadata={"Software": None} if Path(path).suffix == ".png" else None)
@@ -79,7 +79,7 @@ def caption(change: Tensor) -> str:
     return f"{100 * share:.1f} % of pixels changed, by at most {255 * float(change.max()):.0f} of 255"
 
 
-def _show(axes: Axes, picture: Tensor) -> None:
+def show_image(axes: Axes, picture: Tensor) -> None:
     """Show a (C, H, W) image in [0, 1] without any smoothing: a trigger may be one pixel."""
     pixels = picture.clamp(0, 1).permute(1, 2, 0).numpy()
     gray = pixels.shape[2] != 3

@@ -30,7 +30,7 @@ from torch import fx, nn
 
 from fedbd.defenses.cleanup.channel_masks import both
 from fedbd.defenses.cleanup.channel_norms import silence
-from fedbd.errors import MethodRefused
+from fedbd.errors import MethodRefused, refusal
 from fedbd.metrics import accuracy
 from fedbd.types import Clues, Notes, TrustedData
 
@@ -128,11 +128,7 @@ class CLP:
 
     def refusal(self, model: nn.Module) -> str | None:
         """Return why a model cannot be repaired, None if it can: a run asks before it starts."""
-        try:
-            norms_behind(model)
-        except MethodRefused as refused:
-            return str(refused)
-        return None
+        return refusal(lambda: norms_behind(model))
 
     def clean(
         self, model: nn.Module, trusted: TrustedData | None, clues: Clues, rng: torch.Generator

@@ -31,7 +31,7 @@ from fedbd.defenses.cleanup.channel_masks import both
 from fedbd.defenses.cleanup.channel_norms import channels_module, silence
 from fedbd.defenses.cleanup.finetune import Augment, FineTune, finished, outcome, tune
 from fedbd.defenses.trusted_data import required
-from fedbd.errors import MethodRefused
+from fedbd.errors import MethodRefused, refusal
 from fedbd.models.taps import declared, readings
 from fedbd.types import Clues, Notes, Samples, TrustedData
 
@@ -97,12 +97,7 @@ class FinePruning:
 
     def refusal(self, model: nn.Module) -> str | None:
         """Return why a model cannot be repaired, None if it can: a run asks before it starts."""
-        try:
-            declared(model, "maps", METHOD)
-            channels_module(model, METHOD)
-        except MethodRefused as refused:
-            return str(refused)
-        return None
+        return refusal(lambda: (declared(model, "maps", METHOD), channels_module(model, METHOD)))
 
     def clean(
         self, model: nn.Module, trusted: TrustedData | None, clues: Clues, rng: torch.Generator

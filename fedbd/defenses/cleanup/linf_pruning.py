@@ -35,7 +35,7 @@ from fedbd.defenses.cleanup.channel_norms import (
     silence,
 )
 from fedbd.defenses.trusted_data import required
-from fedbd.errors import MethodRefused
+from fedbd.errors import MethodRefused, refusal
 from fedbd.models.taps import declared
 from fedbd.types import Clues, Notes, Samples, TrustedData
 
@@ -93,13 +93,7 @@ class LinfPruning:
 
     def refusal(self, model: nn.Module) -> str | None:
         """Return why a model cannot be repaired, None if it can: a run asks before it starts."""
-        try:
-            declared(model, "maps", METHOD)
-            _, module = channels_module(model, METHOD)
-            self._enough(module)
-        except MethodRefused as refused:
-            return str(refused)
-        return None
+        return refusal(lambda: (declared(model, "maps", METHOD), self._channels(model)))
 
     def clean(
         self, model: nn.Module, trusted: TrustedData | None, clues: Clues, rng: torch.Generator
@@ -125,8 +119,7 @@ class LinfPruning:
         for field, sentence in self.problems():
             raise MethodRefused(f"{METHOD}: {field} {sentence}")
         trusted = required(trusted, METHOD, "compares with")
-        name, module = channels_module(model, METHOD)
-        self._enough(module)
+        name, _ = self._channels(model)
         clean = channel_norms(model, trusted.fit, method=METHOD)
         if not all(np.isfinite(norms).all() for norms in clean.values()):
             raise MethodRefused(f"{METHOD}: the model's maps are not finite, so that channels cannot be ranked")
@@ -157,11 +150,13 @@ class LinfPruning:
         pruned = both(clues.pruned, {name: off})
         return repaired, replace(clues, pruned=pruned), {"acted": True, **notes}
 
-    def _enough(self, module: Switch) -> None:
-        """Refuse a count above the number of channels."""
+    def _channels(self, model: nn.Module) -> tuple[str, Switch]:
+        """Return the module that switches channels off, and its name; a count above their number is refused."""
+        name, module = channels_module(model, METHOD)
         channels = len(module.weight)
         if self.count is not None and self.count > channels:
             raise MethodRefused(f"{METHOD}: the model has {channels} channels and count is {self.count}; lower count")
+        return name, module
 
     def _triggered(self, model: nn.Module, fit: Samples, clues: Clues) -> Norms:
         """Return the norms under the trigger that ``knowledge`` gives."""

@@ -44,7 +44,7 @@ from fedbd.defenses.cleanup.channel_masks import (
 )
 from fedbd.defenses.cleanup.unlearning import ascent_plan, modal_prediction, unlearn
 from fedbd.defenses.trusted_data import required
-from fedbd.errors import MethodRefused
+from fedbd.errors import refusal
 from fedbd.metrics import right
 from fedbd.types import Clues, Notes, Samples, TrustedData
 
@@ -134,11 +134,7 @@ class RNP:
 
     def refusal(self, model: nn.Module) -> str | None:
         """Return why a model cannot be repaired, None if it can: a run asks before it starts."""
-        try:
-            maskable(model, "rnp")
-        except MethodRefused as refused:
-            return str(refused)
-        return None
+        return refusal(lambda: maskable(model, "rnp"))
 
     def clean(
         self, model: nn.Module, trusted: TrustedData | None, clues: Clues, rng: torch.Generator

@@ -26,10 +26,10 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 from torch import nn
 
-from fedbd.defenses.detection.activation_spaces import ends, refusal
+from fedbd.defenses.detection.activation_spaces import ends
 from fedbd.defenses.detection.spectral_signatures import Matrix, label_rows, penultimate_features
 from fedbd.defenses.trusted_data import required
-from fedbd.errors import MethodRefused
+from fedbd.errors import MethodRefused, refusal
 from fedbd.types import Notes, Samples, TrustedData
 
 METHOD = "activation_clustering"

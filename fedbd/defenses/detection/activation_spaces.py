@@ -173,12 +173,3 @@ def need_classes(samples: Samples, method: str) -> None:
     """
     if len(set(samples.labels.tolist())) < 2:
         raise MethodRefused(f"{method} compares classes and the trusted images are all of one; trust several classes")
-
-
-def refusal(look: Callable[[], object]) -> str | None:
-    """Return why looking into a model is refused, None if it is not."""
-    try:
-        look()
-    except MethodRefused as refused:
-        return str(refused)
-    return None

@@ -34,12 +34,11 @@ from fedbd.defenses.detection.activation_spaces import (
     ends,
     need_classes,
     read_spaces,
-    refusal,
     squared_distances,
     trusted_parts,
     vectors,
 )
-from fedbd.errors import MethodRefused
+from fedbd.errors import MethodRefused, refusal
 from fedbd.types import Notes, Samples, TrustedData
 
 FACTORS: tuple[float, ...] = tuple(2.0 ** (step / 4) for step in range(-24, 17))

@@ -38,12 +38,12 @@ from fedbd.defenses.detection.activation_spaces import (
     distinct,
     need_classes,
     read_spaces,
-    refusal,
     spaces,
     squared_distances,
     trusted_parts,
     vectors,
 )
+from fedbd.errors import refusal
 from fedbd.types import Notes, Samples, TrustedData
 
 Likelihood = Literal["switch", "labels"]

@@ -35,13 +35,12 @@ from fedbd.defenses.detection.activation_spaces import (
     Space,
     distinct,
     read_spaces,
-    refusal,
     spaces,
     squared_distances,
     trusted_parts,
     vectors,
 )
-from fedbd.errors import MethodRefused
+from fedbd.errors import MethodRefused, refusal
 from fedbd.types import Notes, Samples, TrustedData
 
 

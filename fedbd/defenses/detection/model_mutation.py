@@ -31,9 +31,9 @@ from annotated_types import Ge, Gt, Lt
 from numpy.typing import NDArray
 from torch import nn
 
-from fedbd.defenses.detection.activation_spaces import refusal, trusted_parts
+from fedbd.defenses.detection.activation_spaces import trusted_parts
 from fedbd.defenses.detection.mutants import Mutants, linear_layers
-from fedbd.errors import MethodRefused
+from fedbd.errors import MethodRefused, refusal
 from fedbd.metrics import predict
 from fedbd.types import Notes, Samples, TrustedData
 

@@ -24,9 +24,9 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 from torch import nn
 
-from fedbd.defenses.detection.activation_spaces import ends, read_spaces, refusal, vectors
+from fedbd.defenses.detection.activation_spaces import ends, read_spaces, vectors
 from fedbd.defenses.trusted_data import required
-from fedbd.errors import MethodRefused
+from fedbd.errors import MethodRefused, refusal
 from fedbd.types import Notes, Samples, TrustedData
 
 METHOD = "spectral_signatures"

@@ -14,13 +14,12 @@ from fedbd.defenses.detection.activation_spaces import (
     ends,
     need_classes,
     read_spaces,
-    refusal,
     spaces,
     squared_distances,
     trusted_parts,
     vectors,
 )
-from fedbd.errors import MethodRefused
+from fedbd.errors import MethodRefused, refusal
 from fedbd.models.taps import penultimate, readings
 from fedbd.types import Samples, TrustedData
 

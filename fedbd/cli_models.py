@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedbd.cli_arguments import terminal
 from fedbd.errors import MethodRefused, Problem, UserError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def train(
     if problems:
         raise UserError(problems, "nothing was started:")
     load_data(plan)
-    console = _console()
+    console = terminal()
     try:
         with LiveTraining(console, quiet=quiet) as live:
             for training in wanted:
@@ -150,7 +151,7 @@ def clean(
     from fedbd.types import Clues  # noqa: PLC0415
 
     torch.set_num_threads(1)  # the same bits on any machine
-    console = _console()
+    console = terminal()
     problems = _file_problems(save, table)
     methods = _methods(method or [], problems)
     if save is not None and len(methods) > 1 and not chain:
@@ -281,7 +282,7 @@ def inspect(
     from fedbd.subject import Asked, load_subject  # noqa: PLC0415
 
     torch.set_num_threads(1)  # the same bits on any machine
-    console = _console()
+    console = terminal()
     problems: list[Problem] = []
     folder = out or (checkpoint if checkpoint.is_dir() else checkpoint.parent)
     if folder.exists() and not folder.is_dir():
@@ -343,9 +344,3 @@ def _looks(subject: Subject, path: Path, images: int) -> None:
         maps, predicted = looked_at(subject.model, pixels)
         looks.append(Looks(name=name, images=pixels, maps=maps, predicted=predicted))
     draw_gradcam(path, looks, chosen.labels.tolist())
-
-
-def _console() -> Console:
-    from rich.console import Console  # noqa: PLC0415
-
-    return Console()

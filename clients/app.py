@@ -26,18 +26,20 @@ def train(message: Message, context: Context) -> Message:
     """Train the global model on this client's data.
 
     The message holds the global weights (``arrays``) and in ``config`` the round and the scenario; the reply holds the
-    local weights, and ``num-examples`` as its only metric.
+    local weights, and ``num-examples`` as its only metric. ``proximal-mu``, which FedProx puts into ``config``, is the
+    weight of the proximal term.
     """
     started = time.perf_counter()
     torch.set_num_threads(1)  # more threads, other bits; parallelism comes from workers
     config = message.content["config"]
     prepared = prepared_from_json(str(config["fedbd-scenario"]))
     round_, client = int(config["server-round"]), int(context.node_config["partition-id"])
+    mu = float(config.get("proximal-mu", 0.0))
     arrays = view_all(message.content["arrays"])
     layout = layout_of(arrays)
     memory = {name: array.copy() for name, array in view_all(context.state.get(MEMORY, ArrayRecord())).items()}
     buffers = {name: array for name, array in arrays.items() if not is_weight(array)}
-    result = client_round(prepared, client, round_, join(arrays, layout), memory, buffers)
+    result = client_round(prepared, client, round_, join(arrays, layout), memory, buffers, mu)
     if result.memory:
         context.state[MEMORY] = pack_all(dict(result.memory))
     observe("train", {**result.notes, "seconds": time.perf_counter() - started}, context, round_)

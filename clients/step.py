@@ -47,6 +47,7 @@ def client_round(
     weights: Vector,
     memory: Memory,
     buffers: Mapping[str, NDArray[Any]] | None = None,
+    proximal_mu: float = 0.0,
 ) -> Result:
     """Carry out one client's round.
 
@@ -57,6 +58,8 @@ def client_round(
         weights: (D,) float32 global weights.
         memory: What the client's local defense remembered.
         buffers: The global model's integer entries: the one model of this process must not bring another client's.
+        proximal_mu: Weight of FedProx's term, 0 for none, in the training of honest and polluted clients. An attacker
+            ignores it whatever its attack, and a local defense has an objective of its own.
     """
     scenario = prepared.scenario
     attack = assignment(scenario).get(client)
@@ -77,7 +80,7 @@ def client_round(
         data, truth = attack.method.impl.pollute(data, ctx, torch_rng(scenario.seed, "pollute", client))
     detected = detect_own(prepared, model, data, truth, round_, client)
     if scenario.local_defense is None or client not in locally_defended(scenario):
-        notes = train(model, data, plan, rng)
+        notes = train(model, data, plan, rng, proximal_mu=proximal_mu)
     else:
         before = memory.get("isolated")
         memory, notes = scenario.local_defense.impl.fit(model, data, plan, memory, rng)

@@ -14,9 +14,9 @@ from dataclasses import replace
 from fedbd.errors import Problem, ScenarioError
 from fedbd.field_values import shown
 from fedbd.registry import either, location
-from fedbd.roles import members, selected
+from fedbd.roles import assignment, locally_defended, members, role_of, selected
 from fedbd.scenario import TWIN, Scenario, with_open_windows
-from fedbd.types import Need
+from fedbd.types import Need, Role
 
 Check = Callable[[Scenario], Iterator[Problem]]
 LONGEST = 200
@@ -163,8 +163,8 @@ def repairs_act(s: Scenario) -> Iterator[Problem]:
                 if getattr(plan, field) != default:
                     expected = f"must be {default} unless mode is in_loop: the federation goes on without the copy"
                     yield Problem(path=f"{path}.{field}", expected=expected, got=repr(getattr(plan, field)))
-        elif plan.server_optimizer_state == "reset" and s.strategy.name == "fedavg":
-            expected = "must be keep with fedavg, which keeps neither momentum nor moments"
+        elif plan.server_optimizer_state == "reset" and s.strategy.name in ("fedavg", "fedprox"):
+            expected = f"must be keep with {s.strategy.name}, which keeps neither momentum nor moments"
             yield Problem(path=f"{path}.server_optimizer_state", expected=expected, got="'reset'")
         if plan.mode == "in_loop" and plan.mask == "persist" and not getattr(plan.method.impl, "prunes", False):
             expected = f"must be release: '{plan.method.name}' prunes nothing"
@@ -337,6 +337,33 @@ def strategy_known(s: Scenario) -> Iterator[Problem]:
         yield from error.problems
 
 
+def proximal_term_acts(s: Scenario) -> Iterator[Problem]:
+    """FedProx's term has a weight, and a client that trains with it."""
+    mu = s.strategy.arguments.get("proximal_mu")
+    named = s.strategy.name.rpartition(":")[2].lower() == "fedprox"
+    path = "strategy.arguments.proximal_mu"
+    if not named and mu is None:
+        return
+    if isinstance(mu, bool) or not isinstance(mu, int | float) or not 0 < mu < float("inf"):
+        expected, remedy = "must be a number > 0: it is the weight of the proximal term", "take fedavg for none"
+        yield Problem(path=path, expected=expected, got=shown(mu), remedy=remedy)
+    clients, chosen = s.partition.clients, s.local_defense_clients
+    listed = sum(members(attack, clients) for attack in s.attacks)
+    if listed > clients or (chosen is not None and selected(chosen, clients) > clients):
+        return  # refused for that
+    always = {
+        client
+        for client, attack in assignment(s).items()
+        if all(role_of(attack, round_) is Role.ATTACKER for round_ in range(1, s.rounds + 1))
+    }
+    if len(always | locally_defended(s)) >= clients:
+        yield Problem(
+            path=path,
+            expected="has no client that trains with it: attackers ignore it, a local defense has its own objective",
+            remedy="give local_defense_clients fewer than all clients, leave local_defense out, or take fedavg",
+        )
+
+
 def engine_fits(s: Scenario) -> Iterator[Problem]:
     """Engine fields that would be ignored are refused."""
     if s.engine.client_gpus and s.engine.name != "ray":
@@ -371,5 +398,6 @@ CHECKS: tuple[Check, ...] = (
     sum_is_exact,
     two_decrypt,
     strategy_known,
+    proximal_term_acts,
     engine_fits,
 )

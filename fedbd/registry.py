@@ -76,6 +76,7 @@ METHODS: dict[str, dict[str, str]] = {
         "fedadagrad": "flwr.serverapp.strategy:FedAdagrad",
         "fedadam": "flwr.serverapp.strategy:FedAdam",
         "fedyogi": "flwr.serverapp.strategy:FedYogi",
+        "fedprox": "flwr.serverapp.strategy:FedProx",
     },
 }
 """kind -> name -> ``module:Class``. The strategies are Flower's; only ``fedbd.flower`` resolves them."""

@@ -16,6 +16,8 @@ from fedbd.types import Notes, Samples
 Batch = tuple[Tensor, Tensor]
 OnBatch = Callable[[Tensor, Tensor, torch.Generator], Batch]
 Objective = Callable[[Tensor, Tensor], Tensor]
+Pull = Callable[[], None]
+"""Changes a model's gradients between the backward pass and the step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,7 @@ def train(
     *,
     on_batch: OnBatch | None = None,
     objective: Objective = F.cross_entropy,
+    proximal_mu: float = 0.0,
 ) -> Notes:
     """Train a model in place with SGD.
 
@@ -114,15 +117,41 @@ def train(
         rng: Draws the order of the samples, then whatever ``on_batch`` and the augmentation draw.
         on_batch: Rewrites a batch of raw images in [0, 1] and labels (an attacker stamps here), before augmentation.
         objective: Mean loss of (logits, labels).
+        proximal_mu: Weight of FedProx's proximal term; 0 for none. See ``proximal_pull``.
 
     Returns:
-        ``loss`` (mean of the last epoch's batch losses) and ``images`` (how many were trained on).
+        ``loss`` (mean of the last epoch's batch losses, without the proximal term) and ``images`` (how many were
+        trained on).
     """
     optimizer = sgd(model, plan)
+    pull = proximal_pull(model, proximal_mu) if proximal_mu else None
     losses = torch.zeros(1)
     for epoch in range(plan.epochs):
-        losses = train_epoch(model, optimizer, data, plan, epoch, rng, on_batch=on_batch, objective=objective)
+        losses = train_epoch(
+            model, optimizer, data, plan, epoch, rng, on_batch=on_batch, objective=objective, pull=pull
+        )
     return {"loss": float(losses.mean()), "images": plan.epochs * len(data)}
+
+
+def proximal_pull(model: nn.Module, mu: float) -> Pull:
+    """Return what adds the gradient of FedProx's proximal term to a model's gradients.
+
+    The term is ``mu / 2 * ||w - w_start||^2`` over the trainable parameters (BatchNorm's running statistics are not
+    trained), with ``w_start`` the model as it is now; its gradient is ``mu * (w - w_start)``.
+
+    T. Li, A. K. Sahu, M. Zaheer, M. Sanjabi, A. Talwalkar, V. Smith, "Federated Optimization in Heterogeneous
+    Networks", MLSys 2020, https://arxiv.org/abs/1812.06127, section 3.2, equation 2. Differs from the paper: clients
+    solve it by the plan's epochs of SGD (the paper's own experiments do), never by less for a slow client.
+    """
+    trained = [entry for entry in model.parameters() if entry.requires_grad]
+    start = [entry.detach().clone() for entry in trained]
+
+    def pull() -> None:
+        for entry, before in zip(trained, start, strict=True):
+            if entry.grad is not None:
+                entry.grad.add_(entry.detach() - before, alpha=mu)
+
+    return pull
 
 
 def train_epoch(
@@ -135,8 +164,11 @@ def train_epoch(
     *,
     on_batch: OnBatch | None = None,
     objective: Objective = F.cross_entropy,
+    pull: Pull | None = None,
 ) -> Tensor:
     """Train one epoch in place; arguments as in ``train``, ``epoch`` (0-based) decides the learning rate.
+
+    ``pull`` is called before each step: see ``proximal_pull``.
 
     Returns:
         (steps,) float32: the batches' losses.
@@ -155,6 +187,8 @@ def train_epoch(
         optimizer.zero_grad(set_to_none=True)
         loss = objective(model(x.contiguous(memory_format=layout)), y)
         loss.backward()  # type: ignore[no-untyped-call]
+        if pull is not None:
+            pull()
         optimizer.step()
         losses.append(loss.detach())
     return torch.stack(losses)

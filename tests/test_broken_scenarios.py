@@ -34,6 +34,10 @@ TOP = (
     "local_defense_clients, strategy, "
     "server_rate, secure_sum, bucket_size, aggregation, cleanup, detection, evaluation, engine, on_client_failure"
 )
+NOBODY = (
+    "has no client that trains with it: attackers ignore it, a local defense has its own objective; give "
+    "local_defense_clients fewer than all clients, leave local_defense out, or take fedavg"
+)
 SETTING = "must be PATH=VALUE, as in training.lr=0.05 or attacks[0].enabled=false"
 
 LOAD = "FILE is not a scenario that can run:"
@@ -490,8 +494,40 @@ COMBINATIONS = [
     load(
         "unknown strategy",
         GOOD + "strategy: fedagv\n",
-        "strategy.name: must be fedavg, fedavgm, fedadagrad, fedadam, fedyogi or package.module:Class, got 'fedagv'; "
-        "did you mean 'fedavg'?",
+        "strategy.name: must be fedavg, fedavgm, fedadagrad, fedadam, fedyogi, fedprox or package.module:Class, got "
+        "'fedagv'; did you mean 'fedavg'?",
+    ),
+    load(
+        "FedProx without its weight",
+        GOOD + "strategy: fedprox\n",
+        "strategy.arguments.proximal_mu: must be a number > 0: it is the weight of the proximal term, got null; take "
+        "fedavg for none",
+    ),
+    load(
+        "FedProx with a weight that does nothing",
+        GOOD + "strategy: {name: 'flwr.serverapp.strategy:FedProx', arguments: {proximal_mu: 0}}\n",
+        "strategy.arguments.proximal_mu: must be a number > 0: it is the weight of the proximal term, got 0; take "
+        "fedavg for none",
+    ),
+    load(
+        "FedProx where every client has its own objective",
+        GOOD + "strategy: {name: fedprox, arguments: {proximal_mu: 0.1}}\nlocal_defense: abl\n",
+        f"strategy.arguments.proximal_mu: {NOBODY}",
+    ),
+    load(
+        "FedProx where everybody attacks or defends",
+        GOOD
+        + "strategy: {name: fedprox, arguments: {proximal_mu: 0.1}}\npartition: {name: iid, clients: 3}\n"
+        + ATTACK.replace("count: 2", "ids: [0, 1]")
+        + "local_defense: abl\nlocal_defense_clients: {ids: [2]}\n",
+        f"strategy.arguments.proximal_mu: {NOBODY}",
+    ),
+    load(
+        "FedProx's optimizer state",
+        GOOD + "strategy: {name: fedprox, arguments: {proximal_mu: 0.1}}\n"
+        "cleanup: [{name: clp, mode: in_loop, server_optimizer_state: reset}]\n",
+        "cleanup[0].server_optimizer_state: must be keep with fedprox, which keeps neither momentum nor moments, got "
+        "'reset'",
     ),
     load(
         "fields of another engine",

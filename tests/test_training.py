@@ -330,3 +330,36 @@ def test_half_of_the_images_are_mirrored_and_shifts_are_even() -> None:
     counts = torch.bincount(ones[:, 0], minlength=size)
     assert counts.nonzero().flatten().tolist() == [2, 3, 4, 5, 6]
     assert all(abs(int(count) - n / 5) < 150 for count in counts[2:7])
+
+
+def test_fedprox_by_hand() -> None:
+    """One weight, loss w: the gradient is 1, with the term 1 + mu (w - w_start), here mu = 0.2 and w_start = 1."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 1, bias=False))
+    nn.init.ones_(model[1].weight)
+    white = Samples(torch.full((1, 1, 1, 1), 255, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
+    plan = TrainingPlan(epochs=3, lr=0.5, momentum=0.0, weight_decay=0.0)
+    train(model, white, plan, generator(), objective=lambda out, _: out.mean(), proximal_mu=0.2)
+    # 1 - 0.5 * 1 = 0.5;  0.5 - 0.5 * (1 - 0.2 * 0.5) = 0.05;  0.05 - 0.5 * (1 - 0.2 * 0.95) = -0.355
+    assert model[1].weight.item() == pytest.approx(-0.355, abs=1e-6)
+
+
+def test_fedprox_is_the_penalty_in_the_loss() -> None:
+    """The same as a loop that adds mu / 2 ||w - w_start||^2 to every batch's loss and lets autograd do the rest."""
+    data, plan, mu = samples(), TrainingPlan(epochs=2, batch_size=16, lr=0.05), 0.7
+    ours, theirs = small_cnn(), small_cnn()
+    train(ours, data, plan, generator(), proximal_mu=mu)
+    start = [entry.detach().clone() for entry in theirs.parameters()]
+    optimizer, rng = sgd(theirs, plan), generator()
+    theirs.train()
+    for _ in range(plan.epochs):
+        for rows in torch.split(torch.randperm(len(data), generator=rng), plan.batch_size):
+            x, y = data.batch(rows)
+            term = sum(((w - w0) ** 2).sum() for w, w0 in zip(theirs.parameters(), start, strict=True))
+            optimizer.zero_grad()
+            (F.cross_entropy(theirs(x), y) + mu / 2 * term).backward()
+            optimizer.step()
+    plain = small_cnn()
+    train(plain, data, plan, generator())
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(ours[4].weight, plain[4].weight, rtol=1e-2)

@@ -46,7 +46,12 @@ SECTIONS: dict[str, tuple[type, str]] = {
     ),
     "detection[]": (plans.DetectionPlan, "A list. The fields of the `detection` method stand beside these."),
     "detection[].adversarial[]": (plans.EvasionPlan, "A list. The fields of the `evasion` method stand beside these."),
-    "strategy": (plans.StrategyPlan, ""),
+    "strategy": (
+        plans.StrategyPlan,
+        "`fedprox` needs `arguments: {proximal_mu: 0.1}`, the weight of the proximal term in the training of honest "
+        "and polluted clients (the step is plain FedAvg's). Attackers ignore it, whatever their attack, and so do "
+        "clients with a local defense, which has an objective of its own.",
+    ),
     "evaluation": (plans.EvaluationPlan, ""),
     "engine": (plans.EnginePlan, ""),
     "Central training": (

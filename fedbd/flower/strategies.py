@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from inspect import Parameter
 from typing import Any
 
-from flwr.serverapp.strategy import FedProx, Strategy
+from flwr.serverapp.strategy import Strategy
 
 from fedbd.errors import Problem, ScenarioError
 from fedbd.registry import near_miss, resolve
@@ -33,10 +33,6 @@ def inner_strategy(name: str, arguments: Mapping[str, Any]) -> Strategy:
     if not (isinstance(cls, type) and issubclass(cls, Strategy)):
         expected = "must name a subclass of flwr.serverapp.strategy.Strategy"
         raise ScenarioError([Problem(path="strategy.name", expected=expected, got=repr(name))])
-    if inspect.isclass(cls) and issubclass(cls, FedProx):
-        expected = "is FedProx, and the simulator's clients have no proximal term yet"
-        remedy = "take fedavg, or wrap FedProx in DefendedStrategy in an app of your own"
-        raise ScenarioError([Problem(path="strategy.name", expected=expected, remedy=remedy)])
     known = inspect.signature(cls).parameters
     problems = [*_unfit(arguments, known, cls), *_missing(arguments, known, cls)]
     if problems:

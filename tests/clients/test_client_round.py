@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import torch
 from fedbd.engines import flower_app_dir
 from fedbd.errors import MethodRefused
 from fedbd.flower.app_loader import load_component
+from fedbd.models.checkpoint import load_checkpoint
 from fedbd.params import assign, flatten
 from fedbd.plans import DetectionPlan, Selection
 from fedbd.prepared import Prepared, prepare
+from fedbd.runs import run
 from fedbd.scenario import from_dict
 from fedbd.schema import Method
 from fedbd.seeding import torch_rng
@@ -202,3 +205,38 @@ def test_a_detector_that_cannot_judge_a_clients_data_says_so(prepared: Prepared)
     assert found["lost"]["notes"]["acted"] is False
     assert found["lost"]["notes"]["reason"].endswith("scores are not finite")
     assert all("auc" not in entry and entry["positives"] > 0 for entry in found.values())
+
+
+def distance(prepared: Prepared, weights: np.ndarray[Any, Any]) -> float:
+    """Return how far the trained parameters (no running statistics) are from the initial ones."""
+    model, start = prepared.new_model(), prepared.new_model()
+    assign(model, weights)
+    pairs = zip(model.parameters(), start.parameters(), strict=True)
+    return float(torch.stack([(a - b).detach().square().sum() for a, b in pairs]).sum().sqrt())
+
+
+def moved(prepared: Prepared, client: int, round_: int, mu: float) -> float:
+    weights = flatten(prepared.new_model())
+    return distance(prepared, client_round(prepared, client, round_, weights, {}, None, mu).weights)
+
+
+def test_the_proximal_term_holds_honest_and_polluted_clients_back_and_no_attacker(prepared: Prepared) -> None:
+    assert moved(prepared, 2, 1, 5.0) < 0.8 * moved(prepared, 2, 1, 0.0)  # honest
+    assert moved(prepared, 1, 1, 5.0) < 0.8 * moved(prepared, 1, 1, 0.0)  # polluted
+    assert moved(prepared, 0, 1, 5.0) < 0.8 * moved(prepared, 0, 1, 0.0)  # an attacker before its window
+    assert moved(prepared, 0, 2, 5.0) == moved(prepared, 0, 2, 0.0)  # and in it
+
+
+def test_flowers_fedprox_reaches_the_clients(tmp_path: Path) -> None:
+    """The whole way: the strategy puts mu into the message, the app reads it, a large mu keeps the model in place."""
+
+    def end(mu: float | None) -> np.ndarray[Any, Any]:
+        strategy = {} if mu is None else {"strategy": {"name": "fedprox", "arguments": {"proximal_mu": mu}}}
+        fields = {**RAW, "name": f"mu{mu}", "rounds": 1, "attacks": [], "engine": {"executor": "serial"}, **strategy}
+        model = prepare(from_dict(RAW)).new_model()
+        load_checkpoint(model, run(from_dict(fields), tmp_path).path / "model.safetensors")
+        return flatten(model)
+
+    prepared, free = prepare(from_dict(RAW)), end(None)
+    assert distance(prepared, end(5.0)) < 0.8 * distance(prepared, free)
+    np.testing.assert_allclose(end(1e-9), free, atol=1e-6)

@@ -67,6 +67,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "validate": cli_show.validate,
     "list": cli_show.list_,
     "show": cli_show.show,
+    "schema": cli_show.schema,
     "doctor": cli_show.doctor,
     "train": cli_models.train,
     "clean": cli_models.clean,

@@ -85,6 +85,18 @@ def _show_run(folder: Path, table: Path | None) -> None:
     typer.echo(f"Curves: {folder / 'curves.png'}")
 
 
+def schema(
+    central: Annotated[bool, typer.Option("--central", help="Of central trainings (fedbd train) instead.")] = False,
+) -> None:
+    """Print the JSON Schema of scenario files, with which editors complete and check them.
+
+    A file whose first line is `# yaml-language-server: $schema=PATH` is checked against the schema at that path.
+    """
+    from fedbd.json_schema import schema_text  # noqa: PLC0415
+
+    typer.echo(schema_text(central=central), nl=False)
+
+
 def doctor() -> None:
     """Check this installation: versions, devices, the encrypted sum, the worker processes."""
     from fedbd.doctor import examine  # noqa: PLC0415

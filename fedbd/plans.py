@@ -17,7 +17,12 @@ Share = Annotated[float, Gt(0), Le(1)]
 
 @dataclass(frozen=True, kw_only=True)
 class DataPlan:
-    """Which data set, and where its files lie (``root``; else the environment variable FEDBD_DATA)."""
+    """Which data set, and where its files lie (``root``; else the environment variable FEDBD_DATA).
+
+    Attributes:
+        method: The data source itself.
+        root: The folder of data files; null: the one that the environment variable FEDBD_DATA names.
+    """
 
     method: Annotated[Method, Kind("data")]
     root: str | None = None
@@ -25,7 +30,12 @@ class DataPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class PartitionPlan:
-    """How the training samples are split among so many clients."""
+    """How the training samples are split among so many clients.
+
+    Attributes:
+        method: The partitioner itself.
+        clients: How many clients there are.
+    """
 
     method: Annotated[Method, Kind("partition")]
     clients: Positive = 10
@@ -50,7 +60,13 @@ class CohortPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which clients: exactly one of a share of all, a number, or a list of ids."""
+    """Which clients: exactly one of a share of all, a number, or a list of ids.
+
+    Attributes:
+        share: This share of all clients, rounded, at least one; who they are is drawn from the seed.
+        count: So many clients, drawn from the seed.
+        ids: These clients.
+    """
 
     share: Share | None = None
     count: Positive | None = None
@@ -65,7 +81,12 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """Rounds from ``first`` to ``last``, both included; ``last: null`` is the end of the run."""
+    """Rounds from ``first`` to ``last``, both included; ``last: null`` is the end of the run.
+
+    Attributes:
+        first: First round.
+        last: Last round, included; null: the end of the run.
+    """
 
     first: Positive = 1
     last: Positive | None = None
@@ -207,7 +228,12 @@ class DetectionPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class StrategyPlan:
-    """The Flower strategy inside, by name or ``package.module:Class``, with its constructor's arguments."""
+    """The Flower strategy inside, by name or ``package.module:Class``, with its constructor's arguments.
+
+    Attributes:
+        name: A registered strategy, or ``package.module:Class``.
+        arguments: Its constructor's arguments; those that decide who takes part are ``cohort``'s.
+    """
 
     name: str = "fedavg"
     arguments: dict[str, float | int | bool | str] = dataclasses.field(default_factory=dict)

@@ -46,7 +46,36 @@ TWIN = " (twin)"
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """One run, complete. Field by field what a scenario file may hold; docs/scenario.md explains each."""
+    """One run, complete. Field by field what a scenario file may hold; docs/scenario.md explains each.
+
+    Attributes:
+        name: Names the run's folder and its row in a comparison.
+        rounds: Rounds of the federation.
+        data: The data set.
+        model: The model family and its fields.
+        seed: Decides every draw: partition, initialization, cohorts, batches, roles, buckets, decryptors.
+        start: The model that the run starts from.
+        partition: How the training set is split among clients.
+        trusted: Clean data that the server holds.
+        training: How a client trains.
+        cohort: Who takes part in a round, and how much a client counts.
+        attacks: Who attacks, when and how; an empty list: nobody.
+        local_defense: What replaces plain training at honest and polluted clients; null: nothing does.
+        local_defense_clients: Which clients run it when they do not attack; null: all. The draw does not depend on who
+            attacks.
+        strategy: The Flower strategy that gets the aggregate.
+        server_rate: Factor on the aggregate before the strategy gets it.
+        secure_sum: How updates are encrypted; null: they travel in the clear.
+        bucket_size: Clients per sum that the server comes to see: 1: single updates; null: one sum over the cohort.
+            Under ``secure_sum`` the default is null. A short last bucket joins the one before.
+        aggregation: The rule that turns updates, bucket means or the sum into one update.
+        cleanup: What repairs the model after a round.
+        detection: What scores samples after a round.
+        evaluation: What is measured beside the run itself.
+        engine: How the run is carried out.
+        on_client_failure: ``fail``: the run ends with the reason; ``skip``: the round goes on without the client, and
+            the record names it.
+    """
 
     name: Annotated[str, MinLen(1)]
     rounds: Positive

@@ -70,11 +70,19 @@ class Method:
 
 
 @dataclass(frozen=True)
-class _Slot:
-    """What a field may hold: a plain value, a nested dataclass, a method, or a list of dataclasses."""
+class Slot:
+    """What a field may hold: a plain value, a nested dataclass, a method, or a list of dataclasses.
+
+    Attributes:
+        hint: The field's type, with its bounds.
+        shape: ``plain``, ``nested``, ``listed`` or ``method``.
+        inner: The dataclass (``nested``, ``listed``), the kind (``method``) or None.
+        optional: It may be null.
+        required: It has no default.
+    """
 
     hint: Any
-    shape: str  # plain | nested | listed | method
+    shape: str
     inner: Any
     optional: bool
     required: bool
@@ -86,7 +94,8 @@ class _Slot:
 
 
 @cache
-def _slots(cls: type) -> dict[str, _Slot]:
+def slots_of(cls: type) -> dict[str, Slot]:
+    """Return what each field of a dataclass may hold."""
     hints = typing.get_type_hints(cls, include_extras=True)
     return {
         field.name: _slot(hints[field.name], field.default is field.default_factory)  # both MISSING
@@ -95,20 +104,20 @@ def _slots(cls: type) -> dict[str, _Slot]:
     }
 
 
-def _slot(hint: Any, required: bool) -> _Slot:
+def _slot(hint: Any, required: bool) -> Slot:
     kind = next((extra.kind for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Kind)), None)
     bare = typing.get_args(hint)[0] if kind is not None else hint
     arms = typing.get_args(bare) if typing.get_origin(bare) in (typing.Union, types.UnionType) else (bare,)
     optional = type(None) in arms
     only = [arm for arm in arms if arm is not type(None)]
     if kind is not None:
-        return _Slot(hint, "method", kind, optional, required)
+        return Slot(hint, "method", kind, optional, required)
     if len(only) == 1 and dataclasses.is_dataclass(only[0]):
-        return _Slot(hint, "nested", only[0], optional, required)
+        return Slot(hint, "nested", only[0], optional, required)
     items = typing.get_args(only[0]) if typing.get_origin(only[0]) is tuple else ()
     if items and dataclasses.is_dataclass(items[0]):
-        return _Slot(hint, "listed", items[0], optional, required)
-    return _Slot(hint, "plain", None, optional, required)
+        return Slot(hint, "listed", items[0], optional, required)
+    return Slot(hint, "plain", None, optional, required)
 
 
 def parse(cls: type[T], raw: object, path: str, problems: list[Problem]) -> T | None:
@@ -123,7 +132,7 @@ def parse(cls: type[T], raw: object, path: str, problems: list[Problem]) -> T | 
     Returns:
         The instance, or None if anything in it is wrong.
     """
-    slots = _slots(cls)  # type: ignore[arg-type]
+    slots = slots_of(cls)  # type: ignore[arg-type]
     named = FLAT in slots or "name" in slots
     if named and isinstance(raw, str):
         raw = {"name": raw}
@@ -164,11 +173,11 @@ def _built(cls: type[T], values: dict[str, Any], path: str, problems: list[Probl
     return instance if len(problems) == before else None
 
 
-def _choices(slot: _Slot) -> str:
+def _choices(slot: Slot) -> str:
     """Return which methods a required field may name, if it is one for a method."""
     kind = slot.inner
     if slot.shape == "nested":
-        kind = _slots(slot.inner)[FLAT].inner if FLAT in _slots(slot.inner) else None
+        kind = slots_of(slot.inner)[FLAT].inner if FLAT in slots_of(slot.inner) else None
     return f"name {choice(kind)}" if isinstance(kind, str) else ""
 
 
@@ -178,7 +187,7 @@ def own_problems(instance: object) -> list[tuple[str, str]]:
     return check() if check is not None and not inspect.signature(check).parameters else []
 
 
-def _structured(slot: _Slot, raw: object, path: str, problems: list[Problem]) -> Any:
+def _structured(slot: Slot, raw: object, path: str, problems: list[Problem]) -> Any:
     if raw is None:
         if not slot.optional:
             what = {"nested": "a mapping", "method": "a name or a mapping with one", "listed": "a list"}[slot.shape]
@@ -209,7 +218,7 @@ def _method(kind: str, raw: object, path: str, problems: list[Problem]) -> Metho
 
 
 def _flattened(
-    slots: dict[str, _Slot], raw: dict[str, Any], path: str, problems: list[Problem]
+    slots: dict[str, Slot], raw: dict[str, Any], path: str, problems: list[Problem]
 ) -> tuple[dict[str, Any], Method | None]:
     """Take a method's fields out of a plan's mapping; return what is the plan's own, and the method."""
     cls = _class(slots[FLAT].inner, raw, path, problems)
@@ -218,8 +227,8 @@ def _flattened(
         return {key: value for key, value in rest.items() if key in slots}, None
     mine = {key: value for key, value in rest.items() if key in slots and key != FLAT}
     other = {key: value for key, value in rest.items() if key not in mine}
-    known = [*_slots(cls), *slots]
-    strange = {key: value for key, value in other.items() if key not in _slots(cls)}
+    known = [*slots_of(cls), *slots]
+    strange = {key: value for key, value in other.items() if key not in slots_of(cls)}
     _unknown(strange, known, path, problems)
     impl = parse(cls, {key: value for key, value in other.items() if key not in strange}, path, problems)
     return mine, None if impl is None else Method(raw["name"], impl)
@@ -271,7 +280,7 @@ def _unknown(raw: dict[str, Any], known: list[str], path: str, problems: list[Pr
 
 @cache
 def _adapters(cls: type) -> dict[str, Adapter]:
-    return {name: adapter(slot.hint) for name, slot in _slots(cls).items() if slot.shape == "plain"}
+    return {name: adapter(slot.hint) for name, slot in slots_of(cls).items() if slot.shape == "plain"}
 
 
 def _join(path: str, name: str) -> str:

@@ -61,6 +61,11 @@ def test_the_tables_of_the_scenario_page_are_those_of_the_code() -> None:
     assert fields.render(text(page)) == text(page), "run `make docs`"
 
 
+def test_the_schemas_beside_the_scenarios_are_those_of_the_code() -> None:
+    fields = module(ROOT / "docs" / "figures" / "fields.py")
+    assert [path for path, schema in fields.schemas().items() if text(path) != schema] == [], "run `make docs`"
+
+
 def test_the_picture_of_a_round_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawing = module(ROOT / "docs" / "figures" / "architecture.py")
     monkeypatch.setattr(drawing, "OUT", tmp_path / "picture.svg")

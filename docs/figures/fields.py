@@ -1,13 +1,12 @@
-"""Write the generated parts of docs/scenario.md: the quickstart, every field, every method. Run by ``make docs``.
+"""Write the generated parts of docs/scenario.md (quickstart, every field, every method) and the schemas for editors.
 
-Types, bounds and defaults come from the dataclasses, the sentences from their docstrings; only where a class has no
-sentence for a field does it stand here. tests/test_docs.py fails where the tables are not what this would write.
+Run by ``make docs``. Types, bounds and defaults come from the dataclasses, the sentences from their docstrings.
+tests/test_docs.py fails where tables or schemas are not what this would write.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import re
 import types
 import typing
@@ -19,6 +18,8 @@ import annotated_types
 from fedbd import plans
 from fedbd.central import CentralPlan, PoisonPlan
 from fedbd.data.trusted import Trusted
+from fedbd.field_texts import sentences, summary
+from fedbd.json_schema import schema_text
 from fedbd.registry import METHODS, resolve
 from fedbd.scenario import Scenario
 from fedbd.schema import Kind, Method
@@ -61,66 +62,6 @@ SECTIONS: dict[str, tuple[type, str]] = {
     "poison": (PoisonPlan, "Of a central training. The fields of the `attack` method stand beside these."),
 }
 """Heading -> dataclass and what stands below the heading."""
-
-SENTENCES: dict[tuple[str, str], str] = {
-    ("Scenario", "name"): "Names the run's folder and its row in a comparison.",
-    ("Scenario", "rounds"): "Rounds of the federation.",
-    ("Scenario", "data"): "The data set.",
-    ("Scenario", "model"): "The model family and its fields.",
-    (
-        "Scenario",
-        "seed",
-    ): "Decides every draw: partition, initialization, cohorts, batches, roles, buckets, decryptors.",
-    ("Scenario", "partition"): "How the training set is split among clients.",
-    ("Scenario", "trusted"): "Clean data that the server holds.",
-    ("Scenario", "training"): "How a client trains.",
-    ("Scenario", "cohort"): "Who takes part in a round, and how much a client counts.",
-    ("Scenario", "attacks"): "Who attacks, when and how; an empty list: nobody.",
-    ("Scenario", "local_defense"): "What replaces plain training at honest and polluted clients; `null`: nothing does.",
-    ("Scenario", "local_defense_clients"): (
-        "Which clients run it when they do not attack; `null`: all. The draw does not depend on who attacks."
-    ),
-    ("Scenario", "start"): "The model that the run starts from.",
-    ("Scenario", "strategy"): "The Flower strategy that gets the aggregate.",
-    ("Scenario", "server_rate"): "Factor on the aggregate before the strategy gets it.",
-    ("Scenario", "secure_sum"): "How updates are encrypted; `null`: they travel in the clear.",
-    ("Scenario", "bucket_size"): (
-        "Clients per sum that the server comes to see: 1: single updates; `null`: one sum over the cohort. Under "
-        "`secure_sum` the default is `null`. A short last bucket joins the one before."
-    ),
-    ("Scenario", "aggregation"): "The rule that turns updates, bucket means or the sum into one update.",
-    ("Scenario", "cleanup"): "What repairs the model after a round.",
-    ("Scenario", "detection"): "What scores samples after a round.",
-    ("Scenario", "evaluation"): "What is measured beside the run itself.",
-    ("Scenario", "engine"): "How the run is carried out.",
-    ("Scenario", "on_client_failure"): (
-        "`fail`: the run ends with the reason; `skip`: the round goes on without the client, and the record names it."
-    ),
-    ("DataPlan", "root"): "The folder of data files; `null`: the one that the environment variable FEDBD_DATA names.",
-    ("PartitionPlan", "clients"): "How many clients there are.",
-    ("Selection", "share"): "This share of all clients, rounded, at least one; who they are is drawn from the seed.",
-    ("Selection", "count"): "So many clients, drawn from the seed.",
-    ("Selection", "ids"): "These clients.",
-    ("Window", "first"): "First round.",
-    ("Window", "last"): "Last round, included; `null`: the end of the run.",
-    ("StrategyPlan", "name"): "A registered strategy, or `package.module:Class`.",
-    ("StrategyPlan", "arguments"): "Its constructor's arguments; those that decide who takes part are `cohort`'s.",
-}
-
-
-def sentences(cls: type) -> dict[str, str]:
-    """Return a class's sentence for each field, from the ``Attributes:`` of its docstring."""
-    block = re.search(r"^Attributes:\n((?:    .*\n?|\n)*)", inspect.getdoc(cls) or "", re.MULTILINE)
-    found: dict[str, str] = {}
-    name = ""
-    for line in (block.group(1) if block else "").splitlines():
-        start = re.match(r"    (\w+): (.*)", line)
-        if start:
-            name = start.group(1)
-            found[name] = start.group(2)
-        elif line.strip():
-            found[name] += " " + line.strip()
-    return {field: markdown(text) for field, text in found.items()}
 
 
 def markdown(text: str) -> str:
@@ -192,7 +133,8 @@ def table(cls: type, *, skip: tuple[str, ...] = ()) -> str:
     Raises:
         SystemExit: If a field has no sentence.
     """
-    hints, own = typing.get_type_hints(cls, include_extras=True), sentences(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
+    own = {name: markdown(text) for name, text in sentences(cls).items()}
     rows = ["| field | type | default | meaning |", "| --- | --- | --- | --- |"]
     for field in dataclasses.fields(cls):
         if field.name == "method":
@@ -200,11 +142,9 @@ def table(cls: type, *, skip: tuple[str, ...] = ()) -> str:
             continue
         if field.name in skip:
             continue
-        text = own.get(field.name) or SENTENCES.get((cls.__name__, field.name))
+        text = own.get(field.name)
         if text is None:
-            raise SystemExit(
-                f"{cls.__name__}.{field.name} has no sentence in its docstring, nor in docs/figures/fields.py"
-            )
+            raise SystemExit(f"{cls.__name__}.{field.name} has no sentence in its docstring")
         cells = (f"`{field.name}`", kind(hints[field.name]), default(field), text.replace("|", r"\|"))
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) if len(rows) > 2 else "It has no fields."
@@ -232,7 +172,7 @@ def method_tables() -> str:
         parts.append(f"### {group}\n")
         for name in methods:
             cls = resolve(group, name, group)
-            first = markdown((inspect.getdoc(cls) or "").partition("\n\n")[0].replace("\n", " "))
+            first = markdown(summary(cls))
             parts.append(f"**`{name}`**: {first}\n\n{table(cls)}\n")
     return "\n".join(parts)
 
@@ -253,6 +193,15 @@ def render(page: str) -> str:
     return page
 
 
+def schemas() -> dict[Path, str]:
+    """Return the text of each schema that scenario files name in their first line."""
+    return {
+        ROOT / "scenarios" / "schema.json": schema_text(),
+        ROOT / "scenarios" / "central" / "schema.json": schema_text(central=True),
+    }
+
+
 if __name__ == "__main__":
-    PAGE.write_text(render(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    print(PAGE)
+    for path, text in {PAGE: render(PAGE.read_text(encoding="utf-8")), **schemas()}.items():
+        path.write_text(text, encoding="utf-8")
+        print(path)

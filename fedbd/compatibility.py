@@ -312,6 +312,21 @@ def trusted_there(s: Scenario) -> Iterator[Problem]:
             yield Problem(path=path, expected=expected, remedy=remedy)
 
 
+def groups_there(s: Scenario) -> Iterator[Problem]:
+    """What goes by the data's own ids needs data that have some."""
+    if getattr(s.data.method.impl, "has_groups", None) is not False:
+        return  # or a third party's source, which does not say
+    name = s.data.method.name
+    expected = f"must be groups of the data, and '{name}' has none"
+    remedy = "take data that have some (gtsrb; npz or image_parquet with groups: COLUMN)"
+    if hasattr(s.data.method.impl, "groups"):
+        expected, remedy = "must be groups of the data, and data.groups is null", "name the column in data.groups"
+    if getattr(s.partition.method.impl, "keeps_groups", False):
+        yield Problem(path="partition", expected=expected, got=repr(s.partition.method.name), remedy=remedy)
+    if s.trusted is not None and s.trusted.groups == "whole":
+        yield Problem(path="trusted.groups", expected=expected, got="'whole'", remedy=remedy)
+
+
 def sum_is_exact(s: Scenario) -> Iterator[Problem]:
     """The encryption's noise stays below half a grid step for the clients of one sum."""
     if s.secure_sum is None:
@@ -395,6 +410,7 @@ CHECKS: tuple[Check, ...] = (
     buckets_fit,
     rule_can_act,
     trusted_there,
+    groups_there,
     sum_is_exact,
     two_decrypt,
     strategy_known,

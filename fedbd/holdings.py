@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedbd.central import draw_trusted, hold_out
-from fedbd.data import trusted as federated
+from fedbd.data.assemble import held_by_server
 from fedbd.errors import Problem, UserError
 from fedbd.repair import Truth, stamped_inputs
 from fedbd.seeding import numpy_rng
@@ -102,7 +102,7 @@ def holdings(source: Source, dataset: Dataset, size: int | None, share: float | 
     if source.held_out:
         pool, origin = hold_out(source.seed, source.held_out, len(labels))[0], "what the training left out"
     elif source.trusted is not None:
-        fit, validate, _ = federated.hold_out(labels, source.trusted, numpy_rng(source.seed, "trusted"))
+        fit, validate, _ = held_by_server(dataset, source.trusted, source.partitioner, source.seed)
         pool, origin = np.sort(np.concatenate([fit, validate])), "the run's own trusted set"
         if size in (None, len(pool)) and share in (None, source.trusted.validate_share):
             trusted = TrustedData(dataset.train.subset(fit), dataset.train.subset(validate), dataset.classes)

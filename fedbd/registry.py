@@ -25,6 +25,10 @@ METHODS: dict[str, dict[str, str]] = {
     "partition": {
         "iid": "fedbd.data.partition_iid:Iid",
         "dirichlet": "fedbd.data.partition_dirichlet:Dirichlet",
+        "shards": "fedbd.data.partition_shards:Shards",
+        "pathological": "fedbd.data.partition_pathological:Pathological",
+        "quantity": "fedbd.data.partition_quantity:Quantity",
+        "natural": "fedbd.data.partition_natural:Natural",
     },
     "model": {
         "cnn": "fedbd.models.cnn:Cnn",

@@ -25,7 +25,7 @@ from fedbd.scenario import load_scenario
 from fedbd.scenario_file import parse_yaml, read_yaml
 from fedbd.schema import Kind, Method, parse
 from fedbd.seeding import torch_rng
-from fedbd.types import Dataset, Trigger
+from fedbd.types import Dataset, Partitioner, Trigger
 
 T = TypeVar("T")
 
@@ -57,6 +57,7 @@ class Source:
         seed: Of the training or run.
         held_out: Of a central training: clean samples that it left out.
         trusted: Of a scenario: the trusted set that no client had.
+        partitioner: Of a scenario: what split the others.
         start: Checkpoint that the run started from; None: a fresh model.
         own: The source is the checkpoint's own folder, so that ``seed`` is known to be the model's.
     """
@@ -68,6 +69,7 @@ class Source:
     seed: int = 0
     held_out: int | None = None
     trusted: Trusted | None = None
+    partitioner: Partitioner | None = None
     start: Path | None = None
     own: bool = False
 
@@ -153,6 +155,7 @@ def _from_file(path: Path) -> Source:
             target=None if first is None else first.target,
             seed=run.seed,
             trusted=run.trusted,
+            partitioner=run.partition.method.impl,
             start=None if run.start is None else Path(run.start.checkpoint).expanduser(),
         )
     plan = load_central(path)

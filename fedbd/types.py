@@ -71,11 +71,14 @@ class Dataset:
         train: What clients and the trusted set are drawn from.
         test: What the evaluation uses and no defense sees.
         classes: Number of classes; labels are 0 .. classes - 1.
+        groups: (N,) int64, whose each training sample is: a client's id, a track of near copies. None where nobody
+            says. What splits the data reads it; it stays here and is part of no ``Samples``, so that no method sees it.
     """
 
     train: Samples
     test: Samples
     classes: int
+    groups: NDArray[np.int64] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -222,7 +225,11 @@ class DataSource(Protocol):
 
 @runtime_checkable
 class Partitioner(Protocol):
-    """Splits the training samples among clients."""
+    """Splits the training samples among clients.
+
+    One with a class variable ``takes_groups = True`` also takes ``groups: NDArray[np.int64] | None`` by keyword (see
+    ``Dataset.groups``). One with ``keeps_groups`` (a class variable or property) true gives each group to one client.
+    """
 
     def split(self, labels: NDArray[np.int64], clients: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
         """Return one ascending index array per client, pairwise disjoint, none empty."""

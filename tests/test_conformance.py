@@ -56,6 +56,12 @@ class Row:
 ROWS = [
     Row("partition", "iid"),
     Row("partition", "dirichlet", {"alpha": 0.5}),
+    Row("partition", "shards"),
+    Row("partition", "pathological"),
+    Row("partition", "quantity"),
+    Row("partition", "quantity", {"law": "power", "alpha": 1.0, "minimum": 3}),
+    Row("partition", "natural"),
+    Row("partition", "natural", {"deal": "even"}),
     Row("model", "cnn", {"width": 4}),
     Row("model", "mlp", {"hidden": [8]}),
     Row("model", "mnistnet"),
@@ -209,12 +215,13 @@ def test_is_a_frozen_dataclass_that_obeys_its_protocol_and_names_its_source(row:
 
 @of("partition")
 def test_partition_gives_every_sample_once_and_each_client_one(row: Row) -> None:
-    labels = np.arange(100, dtype=np.int64) % CLASSES
-    parts = build(row).split(labels, 7, np.random.default_rng(3))
+    labels, rule = np.arange(100, dtype=np.int64) % CLASSES, build(row)
+    groups = {"groups": np.arange(100) // 5} if getattr(rule, "takes_groups", False) else {}
+    parts = rule.split(labels, 7, np.random.default_rng(3), **groups)
     assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(100))
     assert len(parts) == 7
     assert all(len(part) and (np.diff(part) > 0).all() for part in parts)
-    again = build(row).split(labels, 7, np.random.default_rng(3))
+    again = build(row).split(labels, 7, np.random.default_rng(3), **groups)
     assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,13 +55,46 @@ def assemble(
         UserError: If there are too few samples, or the partitioner does not keep its contract.
     """
     labels = dataset.train.labels.numpy()
-    fit, validate, rest = hold_out(labels, trusted, seeding.numpy_rng(seed, "trusted"))
-    parts = partitioner.split(labels[rest], clients, seeding.numpy_rng(seed, "partition"))
+    fit, validate, rest = held_by_server(dataset, trusted, partitioner, seed)
+    split: Any = partitioner.split
+    if getattr(partitioner, "takes_groups", False):
+        split = partial(split, groups=None if dataset.groups is None else dataset.groups[rest])
+    parts = split(labels[rest], clients, seeding.numpy_rng(seed, "partition"))
     _check(parts, clients, len(rest), type(partitioner).__name__)
     held = None
     if trusted is not None:
         held = TrustedData(dataset.train.subset(fit), dataset.train.subset(validate), dataset.classes)
     return Federation(dataset, [rest[part] for part in parts], held)
+
+
+def held_by_server(
+    dataset: Dataset, trusted: Trusted | None, partitioner: Partitioner | None, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return what a run's trusted set is, and what it leaves for the clients.
+
+    Args:
+        dataset: The data set.
+        trusted: The trusted set, or None for none.
+        partitioner: One that keeps groups whole keeps the trusted set apart from them, too, unless ``trusted.groups``
+            says otherwise.
+        seed: The scenario's seed.
+
+    Returns:
+        The indices to fit on, to validate on and left for the clients; disjoint, ascending int64.
+
+    Raises:
+        UserError: If the data cannot give such a set.
+    """
+    whole = False
+    if trusted is not None:
+        kept = dataset.groups is not None and getattr(partitioner, "keeps_groups", False)
+        whole = kept if trusted.groups is None else trusted.groups == "whole"
+    if whole and dataset.groups is None:
+        remedy = "name the column in data.groups (npz, image_parquet), or leave the field out"
+        expected = "cannot be whole: these data have no groups"
+        raise UserError([Problem(path="trusted.groups", expected=expected, remedy=remedy)])
+    groups = dataset.groups if whole else None
+    return hold_out(dataset.train.labels.numpy(), trusted, seeding.numpy_rng(seed, "trusted"), groups)
 
 
 def _check(parts: list[NDArray[np.int64]], clients: int, samples: int, name: str) -> None:

@@ -12,7 +12,8 @@ from fedbd.errors import DataError, Problem
 from fedbd.types import Dataset, Samples
 
 Arrays = dict[str, NDArray[np.generic]]
-"""A decoded data set: ``{train,test}_images`` (N, C, H, W) uint8 and ``{train,test}_labels`` (N,) int64."""
+"""A decoded data set: ``{train,test}_images`` (N, C, H, W) uint8 and ``{train,test}_labels`` (N,) int64; where the
+source has them, ``train_groups`` (N,) int64."""
 
 LISTED = 5
 
@@ -141,9 +142,11 @@ def describe(shape: tuple[int, ...]) -> str:
 
 def to_dataset(arrays: Arrays) -> Dataset:
     """Return checked arrays as a data set of tensors over the same memory."""
-    tensors = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
+    groups = arrays.get("train_groups")
+    tensors = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items() if name != "train_groups"}
     return Dataset(
         train=Samples(tensors["train_images"], tensors["train_labels"]),
         test=Samples(tensors["test_images"], tensors["test_labels"]),
         classes=int(tensors["train_labels"].max()) + 1,
+        groups=None if groups is None else groups.astype(np.int64, copy=False),
     )

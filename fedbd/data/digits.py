@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Gt, Lt
@@ -34,6 +34,7 @@ class Digits:
 
     test_share: Annotated[float, Gt(0), Lt(1)] = 0.25
     pixels: Literal[8, 16] = 8
+    has_groups: ClassVar[bool] = False
 
     def load(self, root: Path | None) -> Dataset:
         """Return the digits, (N, 1, pixels, pixels); ``root`` is not used."""

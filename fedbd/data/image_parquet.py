@@ -8,14 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import MinLen
 from numpy.typing import NDArray
 
 from fedbd.data.cache import cached
 from fedbd.data.checks import Arrays, check_values, describe, to_dataset
 from fedbd.data.files import locate
+from fedbd.data.groups import group_numbers, per_class_problems
 from fedbd.data.pictures import Picture, decode_all, place, shape_of
 from fedbd.errors import DataError, Problem
 from fedbd.types import Dataset
@@ -41,12 +43,26 @@ class ImageParquet:
         test: The test part, likewise.
         image: Name of the column of pictures.
         label: Name of the column of class numbers.
+        groups: Name of the training part's column that says whose each picture is, integers or text: client ids, tracks
+            of near copies. Partition ``natural`` splits by it.
+        groups_per_class: The ids are counted anew in each class.
     """
 
     train: str
     test: str
     image: str = "img"
     label: str = "label"
+    groups: Annotated[str, MinLen(1)] | None = None
+    groups_per_class: bool = False
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether the data set gets a column of groups."""
+        return self.groups is not None
+
+    def problems(self) -> list[tuple[str, str]]:
+        """Return what is wrong between the fields."""
+        return per_class_problems(self.groups, self.groups_per_class)
 
     def load(self, root: Path | None) -> Dataset:
         """Return the decoded data set (see ``types.DataSource``).
@@ -59,13 +75,18 @@ class ImageParquet:
         if problems or others:
             raise DataError(problems + others)
         # Pillow's version counts: what a JPEG decodes to is up to the library that it brings.
-        fields = {"image": self.image, "label": self.label, "train_files": len(train), "pillow": version("pillow")}
+        fields: dict[str, Any] = {"image": self.image, "label": self.label}
+        fields |= {"train_files": len(train), "pillow": version("pillow")}
+        if self.groups is not None:
+            fields |= {"groups": self.groups, "groups_per_class": self.groups_per_class}
         return to_dataset(cached("image_parquet", fields, train + test, lambda: self._decode(train, test)))
 
     def _decode(self, train: list[Path], test: list[Path]) -> Arrays:
         """Read and check both parts: first all schemas, then the rows."""
         parts = {"train": [(_name(self.train, p), p) for p in train], "test": [(_name(self.test, p), p) for p in test]}
-        problems = [x for part in parts.values() for name, path in part for x in self._schema_problems(name, path)]
+        problems = [
+            x for part, files in parts.items() for name, path in files for x in self._schema_problems(name, path, part)
+        ]
         if problems:
             raise DataError(problems)
         arrays: Arrays = {}
@@ -73,13 +94,18 @@ class ImageParquet:
             images, labels, bad = self._read(files)
             problems += bad
             arrays |= {f"{part}_images": images, f"{part}_labels": labels}
+        if self.groups is not None:
+            column, bad = _column(parts["train"], self.groups)
+            problems += bad
+            if not problems:
+                arrays["train_groups"] = group_numbers(column, arrays["train_labels"], self.groups_per_class)
         if problems:
             raise DataError(problems)
         paths = {"train_labels": f"{self.train}:{self.label}", "test_labels": f"{self.test}:{self.label}"}
         check_values(arrays, paths | {"test_images": f"{self.test}:{self.image}"})
         return arrays
 
-    def _schema_problems(self, name: str, path: Path) -> list[Problem]:
+    def _schema_problems(self, name: str, path: Path, part: str) -> list[Problem]:
         """Return what is wrong with a file before its rows are read."""
         import pyarrow as pa  # noqa: PLC0415 - a cache hit needs neither pyarrow nor Pillow
         import pyarrow.parquet as pq  # noqa: PLC0415
@@ -94,6 +120,8 @@ class ImageParquet:
             "image": (self.image, "must be a struct with encoded pictures in a field named bytes", _is_picture),
             "label": (self.label, "must be integers", pa.types.is_integer),
         }
+        if part == "train" and self.groups is not None:
+            wanted["groups"] = (self.groups, "must be integers or text", _is_id)
         for field, (column, expected, fits) in wanted.items():
             where = f"{name}:{column}"
             if column not in schema.names:
@@ -170,6 +198,39 @@ def _is_picture(kind: Any) -> bool:
         return False
     held = kind.field("bytes").type
     return bool(pa.types.is_binary(held) or pa.types.is_large_binary(held))
+
+
+def _is_id(kind: Any) -> bool:
+    """Return whether an Arrow type is one of integers or text."""
+    import pyarrow as pa  # noqa: PLC0415
+
+    return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _column(files: list[tuple[str, Path]], name: str) -> tuple[NDArray[np.generic], list[Problem]]:
+    """Read a column of ids; where it has nulls, return the problems instead."""
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    parts, problems = [], []
+    for file, path in files:
+        try:
+            column = pq.read_table(path, columns=[name]).column(name)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            got = (str(error) or type(error).__name__).splitlines()[0]
+            raise DataError(
+                [Problem(path=file, expected="must be readable", got=got, remedy="copy the file again")]
+            ) from None
+        values = column.to_pylist()
+        rows = [row for row, value in enumerate(values) if value is None]
+        expected = "must be an id of a group"
+        bad = [Problem(path=f"{file}:{name}, row {row}", expected=expected, got="null") for row in rows]
+        problems += _shorten(file, bad)
+        parts.append(np.asarray([value for value in values if value is not None]))
+    if len({part.dtype.kind in "iu" for part in parts}) > 1:
+        expected = "must be integers in all files, or text in all"
+        problems.append(Problem(path=f"{files[0][0]}:{name}", expected=expected))
+    return np.concatenate(parts) if not problems else np.empty(0, np.int64), problems
 
 
 def _shorten(name: str, problems: list[Problem]) -> list[Problem]:

@@ -6,13 +6,15 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import MinLen
 
 from fedbd.data.cache import cached
 from fedbd.data.checks import Arrays, check_values, image_form_problems, label_form_problems, to_dataset
 from fedbd.data.files import locate
+from fedbd.data.groups import group_form_problems, group_numbers, per_class_problems
 from fedbd.errors import DataError, Problem
 from fedbd.types import Dataset
 
@@ -36,6 +38,9 @@ class Npz:
         test_images: Name of the array of test images.
         test_labels: Name of the array of test labels.
         layout: Order of (N, H, W, C) or (N, C, H, W) images; images of one channel may also be (N, H, W).
+        groups: Name of the array that says whose each training image is, integers or text: client ids, tracks of near
+            copies. Partition ``natural`` splits by it.
+        groups_per_class: The ids are counted anew in each class, as GTSRB's tracks are.
     """
 
     file: str
@@ -44,6 +49,17 @@ class Npz:
     test_images: str = "x_test"
     test_labels: str = "y_test"
     layout: Literal["nhwc", "nchw"] = "nhwc"
+    groups: Annotated[str, MinLen(1)] | None = None
+    groups_per_class: bool = False
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether the data set gets a column of groups."""
+        return self.groups is not None
+
+    def problems(self) -> list[tuple[str, str]]:
+        """Return what is wrong between the fields."""
+        return per_class_problems(self.groups, self.groups_per_class)
 
     def load(self, root: Path | None) -> Dataset:
         """Return the decoded data set (see ``types.DataSource``).
@@ -57,12 +73,15 @@ class Npz:
         if len(files) > 1:
             got = ", ".join(path.name for path in files)
             raise DataError([Problem(path=self.file, expected="must name one file", got=got)])
-        fields = {**self._members(), "layout": self.layout}
+        fields: dict[str, str | bool] = {**self._members(), "layout": self.layout}
+        if self.groups is not None:
+            fields["groups_per_class"] = self.groups_per_class
         return to_dataset(cached("npz", fields, files, lambda: self._decode(files[0])))
 
     def _members(self) -> dict[str, str]:
         """Return which array of the file plays which part."""
-        return {
+        groups = {} if self.groups is None else {"groups": self.groups}
+        return groups | {
             "train_images": self.train_images,
             "train_labels": self.train_labels,
             "test_images": self.test_images,
@@ -108,6 +127,10 @@ class Npz:
                 continue
             shape, dtype = headers[part]
             where = f"{self.file}:{name}"
+            if part == "groups":
+                count = headers["train_images"][0][:1] if "train_images" in headers else shape[:1]
+                problems += group_form_problems(where, shape, dtype, count[0] if count else 0)
+                continue
             if part.endswith("_images"):
                 problems += image_form_problems(where, shape, dtype, self.layout)
                 continue
@@ -121,7 +144,7 @@ class Npz:
     def _arrays(self, archive: zipfile.ZipFile) -> Arrays:
         """Read the arrays and bring them to (N, C, H, W) uint8 and (N,) int64."""
         arrays: Arrays = {}
-        problems = []
+        problems, column = [], None
         for part, name in self._members().items():
             try:
                 with archive.open(f"{name}.npy") as file:
@@ -129,7 +152,9 @@ class Npz:
             except DAMAGE as error:
                 problems.append(_damaged(f"{self.file}:{name}", error))
                 continue
-            if part.endswith("_labels"):
+            if part == "groups":
+                column = array
+            elif part.endswith("_labels"):
                 arrays[part] = array.reshape(len(array)).astype(np.int64)
             elif array.ndim == 3:
                 arrays[part] = array[:, None]
@@ -137,6 +162,8 @@ class Npz:
                 arrays[part] = array.transpose(0, 3, 1, 2) if self.layout == "nhwc" else array
         if problems:
             raise DataError(problems)
+        if column is not None:
+            arrays["train_groups"] = group_numbers(column, arrays["train_labels"], self.groups_per_class)
         return arrays
 
 

@@ -23,7 +23,8 @@ import numpy as np
 from annotated_types import Ge, Gt
 from numpy.typing import NDArray
 
-from fedbd.errors import Problem, UserError
+from fedbd.data.partition_quantity import minimum_problem
+from fedbd.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +46,9 @@ class Dirichlet:
         Raises:
             UserError: If there are fewer than ``clients * minimum`` samples.
         """
-        if len(labels) < clients * self.minimum:
-            expected = f"must leave each of {clients} clients its minimum of {self.minimum} of {len(labels)} samples"
-            raise UserError([Problem(path="partition", expected=expected, remedy="use fewer clients")])
+        problem = minimum_problem(len(labels), clients, self.minimum)
+        if problem is not None:
+            raise UserError([problem])
         owner = np.empty(len(labels), dtype=np.int64)
         for label in np.unique(labels):
             members = rng.permutation(np.flatnonzero(labels == label))

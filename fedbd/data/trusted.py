@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Lt, MinLen
 from numpy.typing import NDArray
 
 from fedbd.data.stratify import stratified
+from fedbd.data.trusted_groups import NOBODY, draw_groups
 from fedbd.errors import Problem, UserError
 
 Index = NDArray[np.int64]
@@ -27,6 +28,9 @@ class Trusted:
             shares are drawn from a symmetric Dirichlet distribution with ``alpha``.
         alpha: ``skewed``: smaller is more skewed; 0.5 and 0.1 are usual.
         labels: Only samples of these classes; null: of all. A trusted set need not know every class.
+        groups: ``whole``: no group of the data (a client's samples, a track's near copies) lies in two of: the clients,
+            the part to fit on, the part to validate on; what is left over of a group is given to nobody. ``split``:
+            single samples are drawn, whosever they are. null: ``whole`` where the partition keeps groups whole.
     """
 
     size: Annotated[int, Ge(2)] = 500
@@ -34,6 +38,7 @@ class Trusted:
     balance: Literal["as_is", "balanced", "skewed"] = "as_is"
     alpha: Annotated[float, Gt(0)] = 0.5
     labels: Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)] | None = None
+    groups: Literal["whole", "split"] | None = None
 
     @property
     def validate_size(self) -> int:
@@ -51,16 +56,20 @@ class Trusted:
         return found
 
 
-def hold_out(labels: Index, trusted: Trusted | None, rng: np.random.Generator) -> tuple[Index, Index, Index]:
+def hold_out(
+    labels: Index, trusted: Trusted | None, rng: np.random.Generator, groups: Index | None = None
+) -> tuple[Index, Index, Index]:
     """Take the trusted set out of the training set.
 
     Args:
         labels: (N,) int64, the training labels.
         trusted: What to take; None for nothing.
         rng: Draws the samples, then the split, which gives each class its share of both parts.
+        groups: (N,) int64: take whole groups (see ``trusted_groups``); None: single samples.
 
     Returns:
-        The indices to fit on, to validate on, and those left for the clients; disjoint, ascending int64.
+        The indices to fit on, to validate on, and those left for the clients; disjoint, ascending int64. Together they
+        are all samples, but for what whole groups leave over.
 
     Raises:
         UserError: If nothing would be left for the clients, or a class has too few samples for a balanced set.
@@ -74,6 +83,12 @@ def hold_out(labels: Index, trusted: Trusted | None, rng: np.random.Generator) -
     if problems:
         raise UserError(problems)
     taken = _taken(labels, trusted, rng)
+    if groups is not None:
+        kinds = np.zeros_like(labels) if trusted.balance == "as_is" else labels
+        counts = np.bincount(kinds[taken], minlength=int(kinds.max()) + 1)
+        if trusted.labels is not None:
+            kinds = np.where(np.isin(labels, trusted.labels), kinds, NOBODY)
+        return draw_groups(kinds, groups, counts, trusted.validate_size, rng)
     validate, fit = stratified(labels[taken], trusted.validate_size, rng)
     rest = np.setdiff1d(np.arange(len(labels), dtype=np.int64), taken, assume_unique=True)
     return taken[fit], taken[validate], rest

@@ -104,5 +104,6 @@ def test_refusals_say_what_to_do():
     with pytest.raises(UserError) as caught:
         Dirichlet(minimum=10).split(np.zeros(99, dtype=np.int64), 10, np.random.default_rng(0))
     assert str(caught.value) == (
-        "partition: must leave each of 10 clients its minimum of 10 of 99 samples; use fewer clients"
+        "partition: must leave each of 10 clients its minimum of 10 of 99 samples; set partition.minimum to 9 or less, "
+        "or use at most 9 clients"
     )

@@ -14,8 +14,9 @@ from dataclasses import replace
 from fedbd.errors import Problem, ScenarioError
 from fedbd.field_values import shown
 from fedbd.registry import either, location
-from fedbd.roles import assignment, locally_defended, members, role_of, selected
+from fedbd.roles import assignment, locally_defended, members, planned_window, role_of, selected
 from fedbd.scenario import TWIN, Scenario, with_open_windows
+from fedbd.summary import LAST_ROUNDS
 from fedbd.types import Need, Role
 
 Check = Callable[[Scenario], Iterator[Problem]]
@@ -263,6 +264,21 @@ def relearning_can_run(s: Scenario) -> Iterator[Problem]:
             yield replace(problem, expected=f"{problem.expected} (all attacks go on in evaluation.relearn)")
 
 
+def figures_are_measured(s: Scenario) -> Iterator[Problem]:
+    """Some of the rounds that a run's figures are means of are measured."""
+    window = planned_window(s)
+    if window is None:
+        return  # the last round always is
+    first, last = max(window[0], window[1] - LAST_ROUNDS + 1), window[1]
+    if not any(s.measured(round_) for round_ in range(first, last + 1)):
+        yield Problem(
+            path="evaluation.every",
+            expected=f"leaves the last attacked rounds ({first} to {last}) without a measurement, and so the run",
+            got=str(s.evaluation.every),
+            remedy=f"take a number that divides {last}",
+        )
+
+
 def kept_models_exist(s: Scenario) -> Iterator[Problem]:
     """Models are kept of rounds of the run."""
     late = [round_ for round_ in s.evaluation.keep_models or () if round_ > s.rounds]
@@ -406,6 +422,7 @@ CHECKS: tuple[Check, ...] = (
     evasions_differ,
     local_defense_somewhere,
     relearning_can_run,
+    figures_are_measured,
     kept_models_exist,
     buckets_fit,
     rule_can_act,

@@ -250,11 +250,17 @@ class EvaluationPlan:
             controls go on beside it: the model that nothing repaired and, where there is one, the attack-free twin's.
         keep_models: Keep the models of these rounds, as the next round starts from them: for ``fedbd inspect`` and
             ``fedbd clean`` round by round.
+        every: Measure the model every so many rounds; always at the start, after the last round, and where a cleanup or
+            detector is due. What was not measured is null, and the run's figures are means over what was.
+        samples: Measure on so many test images, drawn once per seed with the classes' shares, in all rounds and the
+            twin's; null: on the whole test set.
     """
 
     twin: bool = True
     relearn: Annotated[tuple[Positive, ...], MinLen(1)] | None = None
     keep_models: Annotated[tuple[Positive, ...], MinLen(1)] | None = None
+    every: Positive = 1
+    samples: Positive | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,12 +18,13 @@ from torch import nn
 
 from fedbd.data.assemble import Federation, assemble
 from fedbd.data.checks import describe
+from fedbd.data.stratify import stratified
 from fedbd.errors import CheckpointError, Problem, ScenarioError, UserError
 from fedbd.models.checkpoint import load_checkpoint
 from fedbd.params import Layout, layout_of
 from fedbd.scenario import Scenario, from_dict
-from fedbd.seeding import torch_rng
-from fedbd.types import Dataset, Trigger
+from fedbd.seeding import numpy_rng, torch_rng
+from fedbd.types import Dataset, Samples, Trigger
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,24 @@ class Prepared:
     def triggers(self) -> dict[str, tuple[Trigger, int]]:
         """Trigger and target of each attack, by its name in the records: what a model is measured with."""
         return {attack.key: (attack.trigger.impl, attack.target) for attack in self.scenario.attacks}
+
+    @cached_property
+    def measured(self) -> Samples:
+        """What the run's models are measured on: the test set, or ``evaluation.samples`` of it.
+
+        Raises:
+            ScenarioError: If the test set has fewer images, or the drawn ones could not have one of each class.
+        """
+        test, wanted = self.dataset.test, self.scenario.evaluation.samples
+        if wanted is None:
+            return test
+        if not self.dataset.classes <= wanted <= len(test):
+            expected = (
+                f"must be between the number of classes ({self.dataset.classes}) and of test images ({len(test)})"
+            )
+            raise ScenarioError([Problem(path="evaluation.samples", expected=expected, got=str(wanted))])
+        rng = numpy_rng(self.scenario.seed, "evaluation")
+        return test.subset(stratified(test.labels.numpy(), wanted, rng)[0])
 
     def new_model(self) -> nn.Module:
         """Return the initial model (the scenario's seed decides its weights)."""
@@ -135,6 +154,10 @@ def _mismatches(prepared: Prepared) -> Iterator[Problem]:
         if reason:
             yield Problem(path=path, expected=f"cannot act: {reason}")
     yield from _one_class(prepared)
+    try:
+        _ = prepared.measured
+    except ScenarioError as error:
+        yield from error.problems
 
 
 def _one_class(prepared: Prepared) -> Iterator[Problem]:

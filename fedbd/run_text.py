@@ -17,5 +17,7 @@ def message_text(scenario: Scenario) -> str:
     """Return what clients get: the same text on every engine, so that its bytes count the same."""
     plain = to_dict(scenario)
     plain["engine"] = {"device": scenario.engine.device}
+    for name in ("every", "samples"):  # when and on what the server measures
+        del plain["evaluation"][name]
     plain["start"] = None  # the weights travel, the file that they came from is the server's
     return json.dumps(plain, sort_keys=True)

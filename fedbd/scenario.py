@@ -119,6 +119,11 @@ class Scenario:
         ]
         return cleanups + [(f"detection[{i}]", plan) for i, plan in enumerate(self.detection)]
 
+    def measured(self, round_: int) -> bool:
+        """Return whether the model is measured after a round: see ``EvaluationPlan.every``."""
+        ends = (0, self.rounds)
+        return round_ in ends or round_ % self.evaluation.every == 0 or any(plan.due(round_) for _, plan in self.guards)
+
     @property
     def needs(self) -> frozenset[Need]:
         """What the aggregation rule must see."""
@@ -136,9 +141,11 @@ def fingerprint(scenario: Scenario) -> str:
     """Return a hash of all that decides the records.
 
     That is the resolved scenario without its name, its engine, the folder of its data and what is measured beside the
-    run; a checkpoint counts by its content.
+    run; a checkpoint counts by its content. When and on what a run is measured counts where it is not the default.
     """
     plain = {key: value for key, value in to_dict(scenario).items() if key not in ("name", "engine", "evaluation")}
+    if (measured := (scenario.evaluation.every, scenario.evaluation.samples)) != (1, None):
+        plain["measured"] = measured
     plain["data"] = {key: value for key, value in plain["data"].items() if key != "root"}
     if scenario.start is not None:
         file = Path(scenario.start.checkpoint).expanduser()

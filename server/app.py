@@ -77,7 +77,7 @@ def serve(grid: Grid, scenario: Scenario, folder: RunFolder, twin: Path | None) 
     folder.write_scenario(scenario_text(scenario))
     folder.write_environment(threads=1)
     observed = Path(os.environ.get("FEDBD_OBSERVER") or folder.path / "observations")
-    prepared = prepared_from_json(message_text(scenario))
+    prepared = Prepared(scenario, prepared_from_json(message_text(scenario)).federation)  # clients are told less
     rounds = Rounds(
         prepared=prepared,
         folder=folder,
@@ -100,7 +100,7 @@ def serve(grid: Grid, scenario: Scenario, folder: RunFolder, twin: Path | None) 
 
 
 def _train(grid: Grid, scenario: Scenario, prepared: Prepared, rounds: Rounds, folder: RunFolder) -> None:
-    model = Prepared(scenario, prepared.federation).start_model()  # the clients' text names no checkpoint
+    model = prepared.start_model()
     if scenario.attacks:
         triggers = {attack.key: attack.trigger.impl for attack in scenario.attacks}
         draw_triggers(folder.path / "triggers.png", prepared.dataset.test, triggers)

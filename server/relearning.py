@@ -91,5 +91,5 @@ def _go_on(
 
 
 def _measured(prepared: Prepared, model: object) -> Notes:
-    found = evaluate(model, prepared.dataset.test, prepared.triggers, prepared.dataset.classes)  # type: ignore[arg-type]
+    found = evaluate(model, prepared.measured, prepared.triggers, prepared.dataset.classes)  # type: ignore[arg-type]
     return {name: getattr(found, name) for name in MEASURED}

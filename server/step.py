@@ -133,11 +133,13 @@ class Rounds:
     def _evaluate(self, model: nn.Module) -> Evaluation:
         if id(model) not in self._evaluated:
             dataset = self.prepared.dataset
-            found = evaluate(model, dataset.test, self.prepared.triggers, dataset.classes)
+            found = evaluate(model, self.prepared.measured, self.prepared.triggers, dataset.classes)
             self._evaluated[id(model)] = (model, found)  # the model too: its id must stay taken
         return self._evaluated[id(model)][1]
 
     def _measures(self, model: nn.Module, round_: int) -> Notes:
+        if not self.prepared.scenario.measured(round_):
+            return {}  # the record's names are all there, as null
         found = self._evaluate(model)
         twin = self.twin.get(round_)
         # A twin that predicts one class would give a floor of 0 or 1, and say nothing of the trigger.

@@ -38,6 +38,7 @@ NOBODY = (
     "has no client that trains with it: attackers ignore it, a local defense has its own objective; give "
     "local_defense_clients fewer than all clients, leave local_defense out, or take fedavg"
 )
+SINGLE = ATTACK.replace("target: 0", "target: 0, rounds: {first: 2, last: 2}")
 SETTING = "must be PATH=VALUE, as in training.lr=0.05 or attacks[0].enabled=false"
 
 LOAD = "FILE is not a scenario that can run:"
@@ -536,6 +537,18 @@ COMBINATIONS = [
         "engine.workers: must be 1 or null with executor: serial, got 2",
     ),
     load(
+        "no measurement where the attack is",
+        GOOD + SINGLE + "evaluation: {every: 3}\n",
+        "evaluation.every: leaves the last attacked rounds (2 to 2) without a measurement, and so the run, got 3; take "
+        "a number that divides 2",
+    ),
+    load(
+        "measurements that are none",
+        GOOD + "evaluation: {every: 0, samples: 0}\n",
+        "evaluation.every: must be >= 1, got 0",
+        "evaluation.samples: must be >= 1 or null, got 0",
+    ),
+    load(
         "an executor that ray does not have",
         GOOD + "engine: {name: ray, executor: serial}\n",
         "engine.executor: must be process unless engine.name is local, got 'serial'",
@@ -660,6 +673,16 @@ def prepared(title: str, text: str, *lines: str) -> Broken:
 
 
 AT_THE_DATA = [
+    prepared(
+        "more images to measure on than there are",
+        GOOD + "evaluation: {samples: 5000}\n",
+        "evaluation.samples: must be between the number of classes (10) and of test images (449), got 5000",
+    ),
+    prepared(
+        "fewer images to measure on than classes",
+        GOOD + "evaluation: {samples: 9}\n",
+        "evaluation.samples: must be between the number of classes (10) and of test images (449), got 9",
+    ),
     prepared(
         "a target that is no class",
         GOOD + ATTACK.replace("target: 0", "target: 10"),

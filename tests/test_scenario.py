@@ -261,7 +261,7 @@ def variants(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path.removeprefix("."), changed(value)
 
 
-IGNORED = ("name", "engine.", "evaluation.", "data.root")
+IGNORED = ("name", "engine.", "data.root", *(f"evaluation.{x}" for x in ("twin", "relearn", "keep_models")))
 
 
 def test_the_fingerprint_names_what_was_computed_and_nothing_else() -> None:
@@ -276,6 +276,7 @@ def test_the_fingerprint_names_what_was_computed_and_nothing_else() -> None:
     assert found["same"] == ignored
     assert {"name", "data.root", "engine.workers", "engine.device", "evaluation.twin"} <= found["same"]
     assert {"seed", "rounds", "attacks[1].rounds.first", "cleanup[0].method.impl.alpha", "model.name"} <= found["other"]
+    assert {"evaluation.every", "evaluation.samples"} <= found["other"]
     assert len(found["other"]) > 80
 
 

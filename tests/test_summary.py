@@ -251,3 +251,13 @@ def test_nothing_at_all():
     assert numbers.pop("attack_window") == [1, 3]
     assert [numbers.pop(k) for k in ("cleanup", "detection", "per_attack")] == [{}, {}, {}]
     assert set(numbers.values()) == {None}
+
+
+def test_figures_are_means_over_the_measured_rounds_of_the_last_ten():
+    rounds = [line(0, 0.0, clean_accuracy=0.1)]
+    rounds += [line(n, n / 20, clean_accuracy=n / 10) if n % 4 == 0 else line(n) for n in range(1, 13)]
+    found = summarize(rounds, (1, 12), 12)
+    assert found["counted_rounds"] == [3, 12]
+    assert found["clean_accuracy"] == pytest.approx((0.4 + 0.8 + 1.2) / 3)
+    assert found["attack_success"] == pytest.approx((0.2 + 0.4 + 0.6) / 3)
+    assert found["collapsed"] is None

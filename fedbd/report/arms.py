@@ -74,6 +74,7 @@ class Arm:
             where it did not always.
         server_saw: What the server saw in the last round, and the fewest honest clients behind a sum of any round; one
             text per kind of view among the runs.
+        measured: When and on what its runs were measured, in words, if not in every round on the whole test set.
         statistics: By measure: ``clean_accuracy``, ``cleanup.rnp.in_loop.attack_success``, ``detection.strip.auc``.
     """
 
@@ -88,6 +89,7 @@ class Arm:
     cleaned_acted: Mapping[tuple[str, str], str]
     server_saw: tuple[str, ...]
     statistics: Mapping[str, Statistic]
+    measured: tuple[str, ...] = ()
 
 
 def compare(runs: Sequence[RunView], *, seed: int = 0) -> list[Arm]:
@@ -142,7 +144,15 @@ def _arm(name: str, runs: Sequence[RunView], unpaired: str, reference: Mapping[s
         cleaned_acted={key: text for key in cleanups if (text := _acted_text(done, *key))},
         server_saw=tuple(dict.fromkeys(seen_text(run.summary["server_saw"]) for run in done)),
         statistics=statistics,
+        measured=tuple(dict.fromkeys(text for run in done if (text := _measured_text(run)))),
     )
+
+
+def _measured_text(run: RunView) -> str:
+    evaluation = run.scenario.get("evaluation") or {}
+    every, samples = evaluation.get("every", 1), evaluation.get("samples")
+    parts = [f"every {every} rounds"] * (every > 1) + [f"on {samples} test images"] * (samples is not None)
+    return " ".join(parts)
 
 
 def measures_of(run: RunView) -> dict[str, float | None]:

@@ -39,6 +39,11 @@ class _Run:
         return self.lines[-1] if self.lines else {}
 
     @property
+    def measured(self) -> Record:
+        """The last line with measurements: ``evaluation.every`` leaves some without."""
+        return next((line for line in reversed(self.lines) if line.get("clean_accuracy") is not None), self.last)
+
+    @property
     def done(self) -> int:
         return int(self.last.get("round", 0))
 
@@ -234,7 +239,7 @@ def _overview(runs: list[_Run], width: int) -> Table:
         end = Text(run.state, "green" if run.state == "done" else "bold red") if run.state else duration(run.eta)
         bar = ProgressBar(total=max(1, run.planned), completed=run.done, width=12)
         row = {"run": Text(run.name), "seed": str(run.seed), "round": f"{run.done}/{run.planned}", "": bar}
-        rows.append(row | _measures(run.last) | {"s/round": _per_round(run.pace), "ETA": end})
+        rows.append(row | _measures(run.measured) | {"s/round": _per_round(run.pace), "ETA": end})
     return _table(rows, width)
 
 

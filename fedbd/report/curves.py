@@ -70,9 +70,13 @@ def _lines(axes: Axes, run: RunView, measure: str, style: Mapping[str, Any]) -> 
 
 
 def _points(run: RunView, measure: str) -> tuple[list[int], list[float]]:
-    """Return rounds and percent; a round without the measure, or one in which it says nothing, breaks the line."""
-    values = [None if _says_nothing(measure, line) else line.get(measure) for line in run.rounds]
-    return [line["round"] for line in run.rounds], [float("nan") if v is None else 100 * v for v in values]
+    """Return rounds and percent; a round without the measure, or one in which it says nothing, breaks the line.
+
+    Rounds in which nothing was measured (``evaluation.every``) are passed over.
+    """
+    lines = [line for line in run.rounds if line.get("clean_accuracy") is not None]
+    values = [None if _says_nothing(measure, line) else line.get(measure) for line in lines]
+    return [line["round"] for line in lines], [float("nan") if v is None else 100 * v for v in values]
 
 
 def _says_nothing(measure: str, found: Mapping[str, Any]) -> bool:

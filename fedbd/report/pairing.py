@@ -7,7 +7,17 @@ from typing import Any
 
 from fedbd.report.run_view import RunView
 
-SHARED = ("data", "partition", "trusted set", "model", "cohort", "rounds", "attackers")
+SHARED = (
+    "data",
+    "partition",
+    "trusted set",
+    "model",
+    "cohort",
+    "rounds",
+    "attackers",
+    "measured rounds",
+    "test images",
+)
 """What two scenarios must have in common, beside the seed, in words."""
 
 
@@ -35,6 +45,10 @@ def _part(run: RunView, name: str) -> Any:
     scenario = run.scenario
     if name == "data":  # where the files lie decides nothing
         return {key: value for key, value in (scenario.get("data") or {}).items() if key != "root"}
+    if name == "measured rounds":
+        return (scenario.get("evaluation") or {}).get("every", 1)
+    if name == "test images":
+        return (scenario.get("evaluation") or {}).get("samples")
     if name != "attackers":
         return scenario.get("trusted" if name == "trusted set" else name)
     if (scenario.get("cohort") or {}).get("attackers_per_round") is None:

@@ -353,3 +353,13 @@ def test_a_method_that_only_finds_clues_has_no_place_among_the_repairs():
     text = shown(compare([run("x", 1, 0.5, cleanup={**cleanup("if_stopped_now", 0.1), **finder})]))
     assert "rnp 80.0 / 10.0" in text
     assert "label" not in text
+
+
+def test_arms_measured_at_other_rounds_or_on_other_images_say_so_and_are_no_pairs():
+    runs = [run("a", 0, 0.5), run("a", 1, 0.6), run("b", 0, 0.3), run("b", 1, 0.2)]
+    same = {"evaluation": {"every": 1, "samples": None, "twin": True}}
+    assert [arm.unpaired for arm in compare([placed(r, **same) if r.arm == "b" else r for r in runs])] == ["", ""]
+    other = {"evaluation": {"every": 5, "samples": 500}}
+    arms = compare([placed(r, **other) if r.arm == "b" else r for r in runs])
+    assert arms[1].unpaired == "their measured rounds and test images differ"
+    assert "b was measured every 5 rounds on 500 test images." in notes(arms)

@@ -131,3 +131,15 @@ def test_what_a_method_found_is_shown_in_place_of_what_it_repaired():
         }
         live.update("a", record(4, cleanup=cleanup))
     assert "cleaned CA/ASR label label 7, trigger done, linf did not act" in console.file.getvalue()
+
+
+def test_a_round_without_measurements_leaves_the_last_ones_on_the_screen():
+    console = terminal()
+    with LiveRuns(console) as live:
+        live.add("a", name="x", seed=0, rounds=9)
+        live.add("b", name="y", seed=0, rounds=9)  # two runs: no table of rounds below
+        live.update("a", record(4, clean_accuracy=0.456))
+        live.update("a", round_record(round=5, seconds={"total": 1.0}))
+    last = text_of(console).rpartition("CA %")[2]
+    assert "45.6" in last
+    assert "5/9" in last

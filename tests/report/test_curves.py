@@ -93,3 +93,14 @@ def test_nothing_is_promised_that_is_not_drawn(drawn):
     assert "attacked rounds" not in labels
     assert "floor (attack-free twin)" not in labels
     assert len(figure.axes[0].patches) == 0
+
+
+def test_the_line_goes_on_over_rounds_in_which_nothing_was_measured(drawn):
+    every_second = [
+        line if line["round"] % 2 == 0 else round_record(round=line["round"]) for line in run("a", 0).rounds
+    ]
+    sparse = RunView(arm="a", seed=0, scenario={}, rounds=every_second, summary=summarize(every_second, (1, 2), 4))
+    above, below = drawn([sparse]).axes
+    assert above.lines[0].get_xdata().tolist() == [0, 2, 4]
+    assert np.allclose(above.lines[0].get_ydata(), [0, 40, 80])
+    assert math.isnan(below.lines[0].get_ydata()[1])  # round 2 was measured, and has no attack success

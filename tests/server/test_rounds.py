@@ -19,7 +19,8 @@ from fedbd.flower.outcome import Outcome
 from fedbd.params import flatten
 from fedbd.prepared import Prepared, prepare
 from fedbd.record import RunFolder, read_rounds
-from fedbd.scenario import from_dict
+from fedbd.run_text import message_text
+from fedbd.scenario import from_dict, twin_of
 from fedbd.schema import Method
 from fedbd.types import Clues, TrustedData
 
@@ -531,3 +532,69 @@ class Perfect:
         repaired = copy.deepcopy(model)
         last_linear(repaired)[1].bias.data[int(torch.bincount(trusted.validate.labels).argmax())] = 1.0
         return repaired, clues, {"acted": True}
+
+
+# When and on what a model is measured.
+
+NOTHING = {
+    **dict.fromkeys(("clean_accuracy", "clean_accuracy_without_target", "attack_success", "attack_success_floor")),
+    **dict.fromkeys(("robust_accuracy", "collapsed", "evaluated_samples")),
+    "per_attack": {},
+}
+
+
+def test_every_second_round_the_start_the_end_and_where_something_is_due_are_measured() -> None:
+    detector = {"name": "strip", "rounds": [3]}
+    scenario = prepared_with(rounds=7, evaluation={"every": 2, "twin": False}, detection=[detector]).scenario
+    assert [round_ for round_ in range(8) if scenario.measured(round_)] == [0, 2, 3, 4, 6, 7]
+
+
+def test_a_round_that_is_not_measured_has_nulls_and_the_others_what_they_had(tmp_path: Path) -> None:
+    seldom = prepared_with(evaluation={"every": 2, "twin": False})
+    for prepared, folder in ((seldom, "seldom"), (prepared_with(), "always")):
+        rounds = rounds_of(prepared, tmp_path / folder)
+        rounds.start(flatten(prepared.new_model()))
+        for round_ in (1, 2, 3):
+            rounds.after_round(outcome(prepared, round_))
+    pairs = zip(read_rounds(tmp_path / "seldom"), read_rounds(tmp_path / "always"), strict=True)
+    for line, whole in pairs:
+        del line["seconds"], whole["seconds"]
+        assert line == ({**whole, **NOTHING} if line["round"] == 1 else whole)
+        assert whole["evaluated_samples"] == 449
+
+
+def test_the_twin_is_measured_at_the_same_rounds_on_the_same_images() -> None:
+    scenario = prepared_with(evaluation={"every": 2, "samples": 50}).scenario
+    twin = twin_of(scenario)
+    assert (twin.evaluation.every, twin.evaluation.samples) == (2, 50)
+    ours, theirs = (prepare(s).measured for s in (scenario, twin))
+    assert torch.equal(ours.images, theirs.images)
+
+
+def test_a_subset_of_the_test_set_has_the_classes_shares_and_is_the_seeds() -> None:
+    prepared = prepared_with(evaluation={"samples": 55})
+    whole, drawn = prepared.dataset.test, prepared.measured
+    exact = 55 * torch.bincount(whole.labels, minlength=10) / len(whole)
+    assert len(drawn) == 55
+    assert bool(((torch.bincount(drawn.labels, minlength=10) - exact).abs() < 1).all())
+    inside = [(whole.images == image).flatten(1).all(1) for image in drawn.images]
+    assert all(label in whole.labels[hit] for hit, label in zip(inside, drawn.labels, strict=True))
+    assert len({image.numpy().tobytes() for image in drawn.images}) == 55
+    assert torch.equal(prepared_with(evaluation={"samples": 55}, name="other").measured.images, drawn.images)
+    assert not torch.equal(prepared_with(evaluation={"samples": 55}, seed=9).measured.images, drawn.images)
+
+
+def test_what_is_recorded_comes_from_the_subset(tmp_path: Path) -> None:
+    prepared = prepared_with(evaluation={"samples": 55, "twin": False})
+    rounds_of(prepared, tmp_path).after_round(outcome(prepared))
+    (line,) = read_rounds(tmp_path)
+    model = prepared.new_model().eval()
+    x, y = prepared.measured.batch(torch.arange(55))
+    with torch.no_grad():
+        assert line["clean_accuracy"] == pytest.approx(float((model(x).argmax(1) == y).float().mean()))
+    assert (line["evaluated_samples"], line["per_attack"]["badnets"]["evaluated_samples"]) == (55, int((y != 3).sum()))
+
+
+def test_clients_are_not_told_when_and_on_what_the_server_measures() -> None:
+    plain, seldom = (prepared_with(evaluation=e).scenario for e in ({}, {"every": 3, "samples": 50}))
+    assert message_text(plain) == message_text(seldom)

@@ -209,13 +209,15 @@ FIELDS = [
         "name: is required",
         "rounds: is required",
         "data: is required; name digits, npz, image_parquet or package.module:Class",
-        "model: is required; name cnn, mlp, mnistnet, wrn16-1 or package.module:Class",
+        "model: is required; name cnn, mlp, mnistnet, wrn16-1, resnet18, preact_resnet18, vit, "
+        "torchvision or package.module:Class",
     ),
     load(
         "methods without names",
         "name: t\nrounds: 3\ndata: {root: x}\nmodel: {width: 3}\n",
         "data.name: is required; name digits, npz, image_parquet or package.module:Class",
-        "model.name: is required; name cnn, mlp, mnistnet, wrn16-1 or package.module:Class",
+        "model.name: is required; name cnn, mlp, mnistnet, wrn16-1, resnet18, preact_resnet18, vit, "
+        "torchvision or package.module:Class",
     ),
     load("a method's required field", GOOD.replace("digits", "npz"), "data.file: is required"),
     load(
@@ -699,7 +701,7 @@ AT_THE_DATA = [
         "a repair of channels without channels",
         GOOD + "trusted: {size: 50}\ncleanup: [rnp]\n",
         "cleanup[0]: cannot act: rnp masks channels and the model has neither BatchNorm2d nor Conv2d; take a model "
-        "with trainable BatchNorm2d scales (cnn, wrn16-1), or with convolutions and no normalization",
+        "with trainable BatchNorm2d scales (cnn, wrn16-1, resnet18), or with convolutions and no normalization",
     ),
     prepared(
         "more trusted data than data",
@@ -726,7 +728,7 @@ AT_THE_DATA = [
         GOOD + TRUSTED + "start: {checkpoint: /nowhere/model.safetensors}\ncleanup: [rnp]\n",
         "start.checkpoint: /nowhere/model.safetensors: must be a file, got nothing of that name",
         "cleanup[0]: cannot act: rnp masks channels and the model has neither BatchNorm2d nor Conv2d; take a model "
-        "with trainable BatchNorm2d scales (cnn, wrn16-1), or with convolutions and no normalization",
+        "with trainable BatchNorm2d scales (cnn, wrn16-1, resnet18), or with convolutions and no normalization",
     ),
     prepared(
         "a start that is a folder",

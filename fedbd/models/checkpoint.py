@@ -27,13 +27,17 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
     """Fill a model with a checkpoint's weights, in place; nothing is changed if the checkpoint does not fit.
 
     Args:
-        model: Keeps its memory format, device and types.
+        model: Keeps its memory format, device and types. Where it holds another library's network under ``prefix``
+            (``torchvision``), that library's own names will do, too.
         path: A safetensors file, or a PyTorch file with a state dict or a dict that holds one under ``state_dict``.
 
     Raises:
         CheckpointError: With every entry that is missing, unexpected, of another shape or kind, or not finite.
     """
     entries = _read(Path(path))
+    prefix = getattr(model, "prefix", "")
+    if prefix and not any(name.startswith(prefix) for name in entries):
+        entries = {f"{prefix}{name}": entry for name, entry in entries.items()}
     problems = _mismatches(model.state_dict(), entries, str(path))
     if problems:
         raise CheckpointError(problems, f"the checkpoint does not fit {type(model).__name__}:")

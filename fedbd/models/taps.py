@@ -13,7 +13,7 @@ from fedbd.errors import MethodRefused
 from fedbd.metrics import logits
 from fedbd.types import Samples
 
-REMEDY = "take a model that declares it (cnn, wrn16-1), or set the attribute on yours"
+REMEDY = "take a model that declares it (cnn, wrn16-1, resnet18), or set the attribute on yours"
 
 
 def declared(model: nn.Module, attribute: str, method: str) -> Any:
@@ -31,6 +31,15 @@ def declared(model: nn.Module, attribute: str, method: str) -> Any:
     if not found:
         raise MethodRefused(f"{method} reads the model's `{attribute}` and the model declares none; {REMEDY}")
     return found
+
+
+def prunable(model: nn.Module, method: str) -> str:
+    """Return the module whose maps' channels the model's ``channels`` switch off: ``prunable``, or else ``maps``.
+
+    Raises:
+        MethodRefused: If the model declares neither.
+    """
+    return str(getattr(model, "prunable", "") or declared(model, "maps", method))
 
 
 @contextlib.contextmanager

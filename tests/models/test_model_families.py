@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+import torchvision
 from torch import nn
 
+from fedbd.defenses.cleanup.channel_masks import maskable
 from fedbd.errors import UserError
 from fedbd.models.cnn import Cnn
 from fedbd.models.initialize import initialize, materialize
 from fedbd.models.mlp import Mlp
 from fedbd.models.mnistnet import MnistNet
+from fedbd.models.preact_resnet import PreActResNet18
+from fedbd.models.resnet import ResNet18
+from fedbd.models.torchvision_models import Torchvision
+from fedbd.models.vit import Vit
 from fedbd.models.wrn import Wrn
 from fedbd.params import flatten
 from fedbd.training import TrainingPlan, memory_format_of, train
 from fedbd.types import ModelFamily, Samples
 
 SHAPES = [(1, 16, 16), (3, 32, 32), (1, 28, 28), (3, 17, 22)]
-FAMILIES = [Cnn(), Cnn(width=3), Mlp(), Mlp(hidden=()), MnistNet(), Wrn(), Wrn(depth=10, width=2)]
+SMALL_VIT = Vit(patch=1, width=16, depth=2, heads=2)
+OTHERS = [Torchvision(architecture=name, resize=64) for name in ("shufflenet_v2_x0_5", "mobilenet_v3_small")]
+FAMILIES = [
+    *(Cnn(), Cnn(width=3), Mlp(), Mlp(hidden=()), MnistNet(), Wrn(), Wrn(depth=10, width=2)),
+    *(ResNet18(width=4), PreActResNet18(width=4), SMALL_VIT, *OTHERS),
+]
+FLAT = (Mlp, Vit)
+"""Families without convolutions."""
 ids = {"ids": repr}
 
 
@@ -79,7 +93,7 @@ def test_no_value_comes_from_uninitialized_memory(family, monkeypatch):
 def test_the_memory_format_is_the_faster_one_and_changes_no_result(family):
     shape = (3, 32, 32)
     model = build(family, shape)
-    convolutional = not isinstance(family, Mlp)
+    convolutional = not isinstance(family, FLAT)
     assert memory_format_of(model) is (torch.channels_last if convolutional else torch.contiguous_format)
     x = torch.rand(4, *shape, generator=rng())
     model.eval()
@@ -93,7 +107,8 @@ def test_the_named_modules_are_there(family):
     shape = (3, 32, 32)
     model = build(family, shape)
     seen = {}
-    for name in (*model.taps, model.maps, model.channels, model.classifier):
+    prunable = getattr(model, "prunable", model.maps)
+    for name in (*model.taps, model.maps, prunable, model.channels, model.classifier):
         if name:
             model.get_submodule(name).register_forward_hook(
                 lambda _, inputs, out, name=name: seen.update({name: (inputs[0].shape, out.clone())})
@@ -102,29 +117,38 @@ def test_the_named_modules_are_there(family):
     assert torch.equal(seen[model.classifier][1], logits)
     assert isinstance(model.get_submodule(model.classifier), nn.Linear)
     for name in model.taps:
-        assert seen[name][1].dim() == (2 if isinstance(family, Mlp) else 4)
+        assert seen[name][1].dim() == (2 if isinstance(family, FLAT) else 4)
     if model.maps:
-        maps, channels = seen[model.maps][1], seen[model.channels][1]
-        assert (maps >= 0).all()
+        assert seen[model.maps][1].dim() == (2 if isinstance(family, FLAT) else 4)
+    if model.channels:
+        maps, channels = seen[prunable][1], seen[model.channels][1]
+        assert (maps >= 0).all() or isinstance(family, Torchvision)  # Hardswish
         assert maps.shape[1] == channels.shape[1] == len(model.get_submodule(model.channels).bias)
         fresh = build(family, shape)
         producer = fresh.get_submodule(model.channels)
         with torch.no_grad():  # scale (or filter) and bias switch a channel off
             producer.weight[1], producer.bias[1] = 0, 0
-        fresh.get_submodule(model.maps).register_forward_hook(lambda _, inputs, out: seen.update(off=out))
+        fresh.get_submodule(prunable).register_forward_hook(lambda _, inputs, out: seen.update(off=out))
         fresh(torch.rand(2, *shape, generator=rng()))
         assert (seen["off"][:, 1] == 0).all()
         assert torch.equal(seen["off"][:, 0], maps[:, 0])
 
 
-@pytest.mark.parametrize("family", [Cnn(), Mlp(hidden=(32,)), MnistNet(), Wrn(depth=10)], **ids)
+@pytest.mark.parametrize(
+    "family",
+    [
+        *(Cnn(), Mlp(hidden=(32,)), MnistNet(), Wrn(depth=10), ResNet18(width=4), PreActResNet18(width=4)),
+        *(Vit(width=32, depth=2, heads=2), OTHERS[0]),
+    ],
+    **ids,
+)
 def test_every_family_learns(family):
     labels = torch.arange(60) % 3
     images = torch.randint(0, 60, (60, 1, 16, 16), generator=rng(), dtype=torch.uint8)
     images[torch.arange(60), 0, 5 * labels] += 150
     model = build(family, classes=3)
-    plan = TrainingPlan(epochs=10, batch_size=20, lr=0.05)
-    train(model, Samples(images, labels), plan, rng())
+    epochs = 30 if isinstance(family, Vit) else 10  # attention needs longer
+    train(model, Samples(images, labels), TrainingPlan(epochs=epochs, batch_size=20, lr=0.05), rng())
     x, y = Samples(images, labels).batch(torch.arange(60))
     assert (model(x).argmax(1) == y).float().mean() > 0.95
 
@@ -135,6 +159,12 @@ def test_parameter_counts():
     assert parameters(build(Mlp(hidden=()), (1, 28, 28), 10)) == 7_850
     assert parameters(build(Wrn(), (3, 32, 32))) == 175_066
     assert parameters(build(Wrn(depth=40, width=2), (3, 32, 32))) == 2_243_546  # 2.2 M, Wide ResNets, table 4
+    assert parameters(build(ResNet18(), (3, 32, 32))) == 11_173_962  # kuangliu/pytorch-cifar's 11.17 M
+    assert parameters(build(PreActResNet18(), (3, 32, 32))) == 11_171_146
+    assert parameters(build(Vit(), (3, 32, 32))) == 811_146
+    tokens, block = 49 * 128 + 66 * 128, 4 * 129 * 128 + 2 * 2 * 128 + 129 * 256 + 257 * 128
+    assert parameters(build(Vit(), (3, 32, 32))) == tokens + 6 * block + 2 * 128 + 129 * 10
+    assert parameters(build(Torchvision(architecture="resnet18", resize=64), (3, 32, 32), 1000)) == 11_689_512
     assert parameters(build(Cnn(), (1, 8, 8))) == 9 * (16 + 16 * 32 + 32 * 64) + 2 * (16 + 32 + 64) + 65 * 10
 
 
@@ -155,6 +185,38 @@ def test_wrn_keys_are_the_authors():
     assert {name for name, _ in build(MnistNet()).named_parameters()} == {
         f"{layer}.{entry}" for layer in ("conv1", "conv2", "fc1", "fc2") for entry in ("weight", "bias")
     }
+
+
+CHANNELS = {"bn1": 64}
+for _group, _width in enumerate((64, 128, 256, 512), start=1):
+    CHANNELS |= {f"layer{_group}.{block}.bn{norm}": _width for block in (0, 1) for norm in (1, 2)}
+    CHANNELS |= {f"layer{_group}.0.shortcut.1": _width} if _group > 1 else {}
+
+
+def test_resnet18_has_the_authors_keys_and_4800_channels_to_mask():
+    """The layers and counts are those of the mask file that the RNP authors published (logs/mask_values.txt)."""
+    model = build(ResNet18(), (3, 32, 32))
+    kind, masked = maskable(model, "rnp")
+    assert kind == "batchnorm"
+    assert {name: module.num_features for name, module in masked.items()} == CHANNELS
+    assert sum(CHANNELS.values()) == 4800
+    convolutions = {"conv1"} | {f"layer{g}.{b}.conv{c}" for g in (1, 2, 3, 4) for b in (0, 1) for c in (1, 2)}
+    convolutions |= {f"layer{g}.0.shortcut.0" for g in (2, 3, 4)}
+    expected = {f"{name}.weight" for name in convolutions} | {"linear.weight", "linear.bias"}
+    expected |= {entry for name in CHANNELS for entry in norm(name)}
+    assert set(model.state_dict()) == expected
+    assert len(expected) == 122
+
+
+def test_preact_resnet18_keys_are_backdoorbenchs():
+    state = build(PreActResNet18(), (3, 32, 32)).state_dict()
+    expected = {"conv1.weight", "linear.weight", "linear.bias"}
+    for g in (1, 2, 3, 4):
+        for b in (0, 1):
+            at = f"layer{g}.{b}"
+            expected |= {*norm(f"{at}.bn1"), f"{at}.conv1.weight", *norm(f"{at}.bn2"), f"{at}.conv2.weight"}
+        expected |= {f"layer{g}.0.shortcut.0.weight"} if g > 1 else set()
+    assert set(state) == expected
 
 
 def randomize(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -198,6 +260,97 @@ def test_wrn_computes_what_the_papers_block_says(training):
     assert torch.allclose(model(images), logits, rtol=1e-4, atol=1e-4)
     for ours, theirs in zip(seen, groups, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_resnet18_computes_what_torchvisions_does_with_a_small_stem(training):
+    model = build(ResNet18(), (3, 32, 32)).train(training)
+    randomize(model)
+    theirs = torchvision.models.resnet18(num_classes=10).train(training)
+    theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    names = {"shortcut": "downsample", "linear": "fc"}
+    state = {".".join(names.get(part, part) for part in name.split(".")): e for name, e in model.state_dict().items()}
+    theirs.load_state_dict(state)
+    x = torch.rand(3, 3, 32, 32, generator=rng())
+    seen = []
+    for name in model.taps:
+        model.get_submodule(name).register_forward_hook(lambda _, inputs, out: seen.append(out.clone()))
+    assert torch.allclose(model(x), theirs(x), rtol=1e-4, atol=1e-4)
+    x = theirs.relu(theirs.bn1(theirs.conv1(x)))
+    for name, ours in zip(model.taps, seen, strict=True):
+        x = theirs.get_submodule(name)(x)
+        assert torch.allclose(ours, x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_preact_resnet18_computes_what_the_papers_block_says(training):
+    model = build(PreActResNet18(width=8), (3, 32, 32)).train(training)
+    s = {name: entry.clone() for name, entry in randomize(model).items()}
+    images = torch.rand(3, 3, 32, 32, generator=rng())
+    x = F.conv2d(images, s["conv1.weight"], padding=1)
+    for g in (1, 2, 3, 4):
+        for b in (0, 1):
+            at, step = f"layer{g}.{b}", 2 if g > 1 and b == 0 else 1
+            active = torch.clamp(batch_norm(x, s, f"{at}.bn1", training), min=0)
+            inner = F.conv2d(active, s[f"{at}.conv1.weight"], stride=step, padding=1)
+            inner = torch.clamp(batch_norm(inner, s, f"{at}.bn2", training), min=0)
+            shortcut = s.get(f"{at}.shortcut.0.weight")
+            x = F.conv2d(inner, s[f"{at}.conv2.weight"], padding=1) + (
+                x if shortcut is None else F.conv2d(active, shortcut, stride=step)
+            )
+    logits = F.avg_pool2d(x, 4).view(-1, 64) @ s["linear.weight"].T + s["linear.bias"]
+    assert torch.allclose(model(images), logits, rtol=1e-4, atol=1e-4)
+
+
+def test_vit_computes_what_torchvisions_does():
+    model = build(Vit(width=24, depth=3, heads=4), (3, 32, 24)).eval()
+    square = build(Vit(width=24, depth=3, heads=4), (3, 32, 32)).eval()
+    assert model(torch.rand(2, 3, 32, 24)).shape == (2, 10)  # not square
+    layer_norm = functools.partial(nn.LayerNorm, eps=1e-5)
+    theirs = torchvision.models.VisionTransformer(32, 4, 3, 4, 24, 48, num_classes=10, norm_layer=layer_norm).eval()
+    names = {
+        "tokens.token": "class_token", "tokens.positions": "encoder.pos_embedding", "tokens.embed": "conv_proj",
+        "head": "heads.head", "norm": "encoder.ln", "blocks.": "encoder.layers.encoder_layer_", ".norm1": ".ln_1",
+        ".norm2": ".ln_2", ".attention.qkv.": ".self_attention.in_proj_", ".attention.out": ".self_attention.out_proj",
+        ".perceptron.0": ".mlp.0", ".perceptron.2": ".mlp.3",
+    }  # fmt: skip
+    state = {}
+    for own, entry in randomize(square).items():
+        name = own
+        for ours, other in names.items():
+            name = name.replace(ours, other, 1) if ours.startswith(".") or own.startswith(ours) else name
+        state[name] = entry.view(24, 3, 4, 4) if name == "conv_proj.weight" else entry
+    theirs.load_state_dict(state)
+    x = torch.rand(5, 3, 32, 32, generator=rng())
+    seen = {}
+    square.get_submodule(square.taps[-1]).register_forward_hook(lambda _, inputs, out: seen.update(last=out))
+    theirs.encoder.layers[-1].register_forward_hook(lambda _, inputs, out: seen.update(theirs=out[:, 0]))
+    assert torch.allclose(square(x), theirs(x), rtol=1e-4, atol=1e-4)
+    assert torch.allclose(seen["last"], seen["theirs"], rtol=1e-4, atol=1e-4)
+
+
+def test_torchvisions_network_is_torchvisions_and_fits_its_images():
+    family = Torchvision(architecture="mobilenet_v3_small", resize=64)
+    model = build(family, (1, 28, 28), classes=5).eval()
+    theirs = torchvision.models.mobilenet_v3_small(num_classes=5).eval()
+    theirs.load_state_dict({name.removeprefix("net."): entry for name, entry in model.state_dict().items()})
+    x = torch.rand(3, 1, 28, 28, generator=rng())
+    large = F.interpolate(x.repeat(1, 3, 1, 1), size=(64, 64), mode="bilinear", align_corners=False)
+    assert torch.allclose(model(x), theirs(large), atol=1e-5)
+    torch.manual_seed(int(torch.randint(2**63 - 1, (), generator=rng(7))))
+    own = torchvision.models.mobilenet_v3_small(num_classes=5).state_dict()  # its own rules, from the same seed
+    again = build(family, (1, 28, 28), classes=5, seed=7).state_dict()
+    assert all(torch.equal(again[f"net.{name}"], entry) for name, entry in own.items())
+
+
+@pytest.mark.parametrize("architecture", ["vgg11", "efficientnet_b0", "googlenet", "swin_t"])
+def test_torchvisions_networks_draw_nothing_while_they_train(architecture):
+    """Dropout and stochastic depth would draw from the global random state, and bits would depend on what it is."""
+    model = build(Torchvision(architecture=architecture, resize=64), (3, 32, 32), classes=3)
+    x = torch.rand(2, 3, 32, 32, generator=rng())
+    before = torch.get_rng_state()
+    model(x).sum().backward()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_mnistnet_computes_what_its_code_says():
@@ -267,6 +420,40 @@ def test_a_layer_without_a_rule_is_refused():
             "model.depth: must be 6 n + 4 (10, 16, 22, 28, 34, 40, ...), got 17\n"
             "model: a Wide ResNet takes images from 8x8 up, got 28x7; use mlp",
         ),
+        (
+            ResNet18(),
+            (1, 8, 8),
+            "model: resnet18 takes images from 16x16 up, got 8x8; use cnn or mlp, or digits with pixels: 16",
+        ),
+        (
+            PreActResNet18(),
+            (1, 8, 8),
+            "model: preact_resnet18 takes images from 16x16 up, got 8x8; use cnn or mlp, or digits with pixels: 16",
+        ),
+        (
+            Vit(heads=3),
+            (1, 17, 28),
+            "model.heads: must divide width (128), got 3\n"
+            "model.patch: must divide the images' 17x28 into whole patches, got 4",
+        ),
+        (
+            Torchvision(architecture="resnet81", weights="DEFAULT"),
+            (3, 32, 32),
+            "model.architecture: must be a classifier of torchvision, got 'resnet81'; did you mean 'resnet18'?\n"
+            "model.weights: must be null, since fedbd downloads nothing, got 'DEFAULT'; save them with torchvision's "
+            "own tools and name the file in start.checkpoint",
+        ),
+        (
+            Torchvision(architecture="resnet18"),
+            (3, 32, 32),
+            "model: resnet18 cannot train on images of 32x32: Expected more than 1 value per channel when training, "
+            "got input size torch.Size([1, 512, 1, 1]); set model.resize to 48",
+        ),
+        (
+            Torchvision(architecture="resnet18", resize=64),
+            (2, 32, 32),
+            "model: torchvision's networks take images of 1 or 3 channels, got 2",
+        ),
     ],
     **ids,
 )
@@ -276,9 +463,11 @@ def test_refusals(family, shape, message):
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("family", [Cnn(), Wrn()], **ids)
-def test_a_last_batch_of_one_smallest_image_trains(family):
-    model = build(family, (1, 8, 8))
-    data = Samples(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1, 0]))
+@pytest.mark.parametrize(
+    ("family", "side"), [(Cnn(), 8), (Wrn(), 8), (ResNet18(width=2), 16), (PreActResNet18(width=2), 16)], **ids
+)
+def test_a_last_batch_of_one_smallest_image_trains(family, side):
+    model = build(family, (1, side, side))
+    data = Samples(torch.zeros(5, 1, side, side, dtype=torch.uint8), torch.tensor([0, 1, 0, 1, 0]))
     train(model, data, TrainingPlan(epochs=1, batch_size=4), rng())
     assert all(entry.isfinite().all() for entry in model.state_dict().values())

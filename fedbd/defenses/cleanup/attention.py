@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every PyTorch user reads
 from torch import Tensor, nn
 
-from fedbd.errors import MethodRefused
+from fedbd.errors import MethodRefused, refusal
 from fedbd.metrics import logits
 from fedbd.models.taps import declared, outputs
 
@@ -31,7 +31,10 @@ EPSILON = 1e-6
 PROBES = (64, 32, 28, 96, 128, 224, 299, *range(8, 28), *range(29, 32), *range(33, 64))
 """Image sides in pixels at which a model is tried where no image is at hand."""
 
-REMEDY = "take a model with taps that have maps (cnn, wrn16-1), or set taps on yours to modules before the global pool"
+REMEDY = (
+    "take a model with taps that have maps (cnn, wrn16-1, resnet18), or set taps on yours to modules before the global "
+    "pool"
+)
 
 
 def attention(features: Tensor, power: float = 2.0, size: Size | None = None) -> Tensor:
@@ -117,26 +120,23 @@ def unfit(model: nn.Module, betas: tuple[float, ...], method: str) -> str | None
     Without an image at hand it is tried at many sizes, and refused where it takes none that gives it fit maps.
     """
     reason = None
-    try:
-        check_betas(model, betas, method)
-        for image in _probes(model):
-            try:
-                map_sizes(model, image, method)
-            except MethodRefused as refused:
-                reason = str(refused)
-            except (RuntimeError, ValueError, IndexError):
-                continue  # not a size that it takes
-            else:
-                return None
-    except MethodRefused as refused:
-        return str(refused)
-    return reason
+    for image in _probes(model):
+        try:
+            map_sizes(model, image, method)
+        except MethodRefused as refused:
+            reason = str(refused)
+        except (RuntimeError, ValueError, IndexError):
+            continue  # not a size that it takes
+        else:
+            return refusal(lambda: check_betas(model, betas, method))
+    return reason or refusal(lambda: check_betas(model, betas, method))
 
 
 def _probes(model: nn.Module) -> Iterator[Tensor]:
     """Yield black images that a model may take, by its first layer."""
     first = next((module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))), None)
     if isinstance(first, nn.Linear):
-        yield torch.zeros(1, 1, 1, first.in_features)
+        yield torch.zeros(1, 1, 1, first.in_features)  # of flattened images; or of patches of them
+        yield from (torch.zeros(1, channels, side, side) for channels in (1, 3) for side in PROBES)
     elif first is not None:
         yield from (torch.zeros(1, first.in_channels, side, side) for side in PROBES)

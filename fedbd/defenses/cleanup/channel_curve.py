@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from fedbd.defenses.cleanup.channel_norms import silence
 from fedbd.metrics import logits
-from fedbd.models.taps import readings
+from fedbd.models.taps import prunable, readings
 from fedbd.types import Samples
+
+METHOD = "pruning_curve"
 
 
 def right(model: nn.Module, data: Samples) -> int:
@@ -28,7 +30,7 @@ def pruning_curve(model: nn.Module, order: NDArray[np.int64], validate: Samples)
     """Return how many samples are right with the first 0, 1, 2 ... channels of an order switched off.
 
     Args:
-        model: Declares ``maps`` and ``channels``; left untouched.
+        model: Declares ``maps`` (or ``prunable``) and ``channels``; left untouched.
         order: (K,) channels, all different.
         validate: At least one sample.
 
@@ -55,31 +57,53 @@ def _without(model: nn.Module, channels: NDArray[np.int64]) -> nn.Module:
 
 
 class _Tail(nn.Module):
-    """What a model makes of given last maps: it runs on one image, whose maps are replaced."""
+    """What a model makes of what was computed before: it runs on one image, and goes on from given values.
+
+    In a plain network these are the last maps, channels already off. Where a shortcut leads past the prunable maps,
+    they are what the block around both takes in, and the channels are switched off inside.
+    """
 
     def __init__(self, model: nn.Module, image: Tensor) -> None:
         super().__init__()
         self.model, self.image = model, image
+        self.maps = prunable(model, METHOD)
+        self.block = self.maps.rpartition(".")[0] if getattr(model, "prunable", "") else ""
+        self.off = torch.empty(0, dtype=torch.int64)
 
-    def forward(self, maps: Tensor) -> Tensor:
-        module = self.model.get_submodule(str(self.model.maps))
-        handle = module.register_forward_hook(lambda *_: maps)
+    def computed_before(self, validate: Samples) -> Tensor:
+        """Return the values to go on from, (N, ...)."""
+        return readings(self.model, self.block or self.maps, validate, inputs=bool(self.block))
+
+    def forward(self, values: Tensor) -> Tensor:
+        maps = self.model.get_submodule(self.maps)
+        if self.block:
+            block = self.model.get_submodule(self.block)
+            handles = [
+                block.register_forward_pre_hook(lambda *_: (values,)),
+                maps.register_forward_hook(lambda _, __, out: out.index_fill(1, self.off, 0.0)),
+            ]
+        else:
+            handles = [maps.register_forward_hook(lambda *_: values.index_fill(1, self.off, 0.0))]
         try:
-            out: Tensor = self.model(self.image.to(maps.device))
+            out: Tensor = self.model(self.image.to(values.device))
             return out
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
 
 def _quick_logits(model: nn.Module, order: NDArray[np.int64], validate: Samples) -> list[Tensor] | None:
-    """Return the logits of each stage with the last maps computed once, None if the tail takes more than its maps."""
-    maps = readings(model, str(model.maps), validate)
+    """Return the logits of each stage with what comes before computed once, None if the tail takes more than that."""
     tail = _Tail(model, validate.batch(torch.tensor([0]))[0])
-    off = [torch.from_numpy(order[:count]) for count in range(len(order) + 1)]
+    values = tail.computed_before(validate)
+    stages = []
     try:
-        return [logits(tail, maps.index_fill(1, channels, 0.0), threads=1) for channels in off]  # one model, one hook
+        for count in range(len(order) + 1):
+            tail.off = torch.from_numpy(order[:count])
+            stages.append(logits(tail, values, threads=1))  # one model, one hook
     except RuntimeError:  # shapes that do not fit: a way past the maps
         return None
+    return stages
 
 
 def _close(quick: Tensor, model: nn.Module, data: Samples) -> bool:

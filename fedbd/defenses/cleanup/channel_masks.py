@@ -30,7 +30,9 @@ Masks = Mapping[str, NDArray[np.float32]]
 Masked = Literal["batchnorm", "convolution"]
 """What masks multiply: BatchNorm scales, or convolutions' filters and biases."""
 
-REMEDY = "take a model with trainable BatchNorm2d scales (cnn, wrn16-1), or with convolutions and no normalization"
+REMEDY = (
+    "take a model with trainable BatchNorm2d scales (cnn, wrn16-1, resnet18), or with convolutions and no normalization"
+)
 
 
 class MaskedBatchNorm2d(nn.Module):

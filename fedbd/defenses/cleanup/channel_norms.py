@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fedbd.errors import MethodRefused
 from fedbd.metrics import Stamp
-from fedbd.models.taps import declared, readings
+from fedbd.models.taps import declared, prunable, readings
 from fedbd.types import Notes, Samples
 
 NORMS = ("linf", "l1", "l2")
@@ -42,10 +42,10 @@ def _norms_of_maps(maps: Tensor) -> Tensor:
 def channel_norms(
     model: nn.Module, images: Tensor | Samples, *, stamp: Stamp | None = None, method: str = "channel_norms"
 ) -> dict[str, NDArray[np.float64]]:
-    """Return the norms of every channel's activation map at the model's ``maps``, each averaged over images.
+    """Return the norms of every channel's activation map at the model's last prunable maps, averaged over images.
 
     Args:
-        model: Declares ``maps``, which are activated already; left in the mode it was in.
+        model: Declares ``maps`` (or ``prunable``), which are activated already; left in the mode it was in.
         images: (N, C, H, W), uint8 or float in [0, 1], at least one.
         stamp: Rewrites float images first (``Trigger.stamp``).
         method: Who asks, for the message.
@@ -60,7 +60,7 @@ def channel_norms(
     """
     if len(images) == 0:
         raise ValueError("norms of no images")
-    found = readings(model, declared(model, "maps", method), images, read=_norms_of_maps, stamp=stamp).mean(0)
+    found = readings(model, prunable(model, method), images, read=_norms_of_maps, stamp=stamp).mean(0)
     return {name: found[row].numpy() for row, name in enumerate(NORMS)}
 
 

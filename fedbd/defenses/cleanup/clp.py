@@ -49,7 +49,9 @@ def norms_behind(model: nn.Module) -> dict[str, str | None]:
     modules = dict(model.named_modules())
     convolutions = [name for name, module in modules.items() if isinstance(module, nn.Conv2d)]
     if not convolutions:
-        raise MethodRefused(f"{METHOD} judges convolutions and the model has none; take cnn, mnistnet or wrn16-1")
+        raise MethodRefused(
+            f"{METHOD} judges convolutions and the model has none; take cnn, mnistnet, wrn16-1 or resnet18"
+        )
     try:
         graph = fx.Tracer().trace(model)
     except Exception as error:  # whatever a model's own code raises on symbolic values

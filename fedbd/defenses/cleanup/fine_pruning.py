@@ -7,8 +7,10 @@ Differs from the paper:
 
 - Activations are averaged over the trusted set's fit part and the accuracy is judged on its validation part; the paper
   uses one validation set for both.
-- The layer is the one that the model declares as ``maps``. A channel is switched off by the scale (or the filter) and
-  the bias of the module that it declares as ``channels``, and stays off during the fine-tuning.
+- The layer is the one that the model declares as ``maps``, or, in a residual network whose last map is a shortcut's
+  sum, as ``prunable``: the last one of which a single module switches channels off. A channel is switched off by the
+  scale (or the filter) and the bias of the module that it declares as ``channels``, and stays off during the
+  fine-tuning.
 - The paper leaves the fall of accuracy to the defender; the default of ``keep_within`` is that of ``rnp``. The defaults
   of the fine-tuning are those of ``finetune``, so that the pair differs in the pruning alone.
 - The trainable weights and the running statistics of the switched-off channels remain in the model: nothing shrinks.
@@ -32,7 +34,7 @@ from fedbd.defenses.cleanup.channel_norms import channels_module, silence
 from fedbd.defenses.cleanup.finetune import Augment, FineTune, finished, outcome, tune
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import MethodRefused, refusal
-from fedbd.models.taps import declared, readings
+from fedbd.models.taps import prunable, readings
 from fedbd.types import Clues, Notes, Samples, TrustedData
 
 METHOD = "fine_pruning"
@@ -97,7 +99,7 @@ class FinePruning:
 
     def refusal(self, model: nn.Module) -> str | None:
         """Return why a model cannot be repaired, None if it can: a run asks before it starts."""
-        return refusal(lambda: (declared(model, "maps", METHOD), channels_module(model, METHOD)))
+        return refusal(lambda: (prunable(model, METHOD), channels_module(model, METHOD)))
 
     def clean(
         self, model: nn.Module, trusted: TrustedData | None, clues: Clues, rng: torch.Generator
@@ -156,7 +158,7 @@ def affordable(right: list[int], allowed: float) -> int:
 
 
 def mean_activation(model: nn.Module, data: Samples) -> NDArray[np.float64]:
-    """Return each channel's mean output at the model's ``maps``, (C,) float64, over samples and pixels.
+    """Return each channel's mean output at the model's prunable maps, (C,) float64, over samples and pixels.
 
     Raises:
         MethodRefused: If the model does not declare the layer, or its channels are not those of ``channels``.
@@ -165,7 +167,7 @@ def mean_activation(model: nn.Module, data: Samples) -> NDArray[np.float64]:
     def per_sample(out: Tensor) -> Tensor:
         return out.to(torch.float64).reshape(*out.shape[:2], -1).mean(2)
 
-    values = readings(model, declared(model, "maps", METHOD), data, read=per_sample)
+    values = readings(model, prunable(model, METHOD), data, read=per_sample)
     name, module = channels_module(model, METHOD)
     if values.shape[1] != module.weight.shape[0]:
         raise MethodRefused(

@@ -8,7 +8,8 @@ what follows is fedbd's reading of it. The authors prune neurons of the final co
 stands out under a reverse-engineered trigger. Here a channel's score is the mean norm on triggered images minus, or
 divided by, that on clean ones; the number of channels is fixed, or the most that keep accuracy on the validation part
 of the trusted set (the authors' threshold could not be verified). l1 and l2 are there to be compared. A channel is
-switched off by the scale and shift of its BatchNorm (or its filter and bias), so that it is exactly 0 after ReLU.
+switched off by the scale and shift of its BatchNorm (or its filter and bias), so that it is exactly 0 after ReLU. Of a
+residual network whose last map is a shortcut's sum the channels are those inside its last block (``prunable``).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from fedbd.defenses.cleanup.channel_norms import (
 )
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import MethodRefused, refusal
-from fedbd.models.taps import declared
+from fedbd.models.taps import prunable
 from fedbd.types import Clues, Notes, Samples, TrustedData
 
 METHOD = "linf_pruning"
@@ -93,7 +94,7 @@ class LinfPruning:
 
     def refusal(self, model: nn.Module) -> str | None:
         """Return why a model cannot be repaired, None if it can: a run asks before it starts."""
-        return refusal(lambda: (declared(model, "maps", METHOD), self._channels(model)))
+        return refusal(lambda: (prunable(model, METHOD), self._channels(model)))
 
     def clean(
         self, model: nn.Module, trusted: TrustedData | None, clues: Clues, rng: torch.Generator

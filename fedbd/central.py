@@ -18,6 +18,7 @@ from annotated_types import Ge, MinLen
 from numpy.typing import NDArray
 from torch import nn
 
+from fedbd.data.files import content_of
 from fedbd.data.stratify import stratified
 from fedbd.errors import Problem, ScenarioError, UserError
 from fedbd.models.checkpoint import load_checkpoint, read_tensors, save_safetensors, save_tensors
@@ -233,6 +234,8 @@ def identity(plan: CentralPlan) -> str:
     """Return a hash of all that decides the weights."""
     plain: dict[str, Any] = dict(to_plain(plan))
     plain["data"] = {key: value for key, value in plain["data"].items() if key != "root"}
+    if plan.poison is not None and isinstance(plain["poison"]["trigger"].get("file"), str):
+        plain["poison"]["trigger"]["file"] = content_of(plain["poison"]["trigger"]["file"])
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 

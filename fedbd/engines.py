@@ -26,6 +26,7 @@ from fedbd.flower.executors import ProcessPoolExecutor, SerialExecutor
 from fedbd.flower.local_grid import LocalGrid
 from fedbd.flower.mods import AGENT
 from fedbd.flower.runtime import run_app
+from fedbd.plans import AttackPlan
 from fedbd.record import FINISHED, RunFolder, read_rounds, read_summary
 from fedbd.scenario import Scenario, to_dict
 
@@ -79,7 +80,8 @@ def execute(scenario: Scenario, folder: Path, twin: Path | None, poll: Poll | No
 
 
 def _absolute(scenario: Scenario) -> Scenario:
-    """Engines start elsewhere: a relative data folder or checkpoint is the caller's."""
+    """Engines start elsewhere: a relative data folder, checkpoint or trigger's file is the caller's."""
+    scenario = dataclasses.replace(scenario, attacks=tuple(map(_absolute_trigger, scenario.attacks)))
     if scenario.start is not None:
         file = str(Path(scenario.start.checkpoint).expanduser().resolve())
         scenario = dataclasses.replace(scenario, start=dataclasses.replace(scenario.start, checkpoint=file))
@@ -87,6 +89,14 @@ def _absolute(scenario: Scenario) -> Scenario:
         return scenario
     root = str(Path(scenario.data.root).expanduser().resolve())
     return dataclasses.replace(scenario, data=dataclasses.replace(scenario.data, root=root))
+
+
+def _absolute_trigger(attack: AttackPlan) -> AttackPlan:
+    trigger = attack.trigger
+    if not isinstance(getattr(trigger.impl, "file", None), str):
+        return attack
+    impl = dataclasses.replace(trigger.impl, file=str(Path(trigger.impl.file).expanduser().resolve()))
+    return dataclasses.replace(attack, trigger=dataclasses.replace(trigger, impl=impl))
 
 
 def _local(scenario: Scenario, config: dict[str, str], env: dict[str, str], agent: AgentProcess | None) -> None:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Gt, MinLen
 
 from fedbd.crypto.grid import GRID_BITS
+from fedbd.data.files import content_of
 from fedbd.data.trusted import Trusted
 from fedbd.errors import Problem, ScenarioError
 from fedbd.field_values import shown
@@ -141,16 +142,18 @@ def fingerprint(scenario: Scenario) -> str:
     """Return a hash of all that decides the records.
 
     That is the resolved scenario without its name, its engine, the folder of its data and what is measured beside the
-    run; a checkpoint counts by its content. When and on what a run is measured counts where it is not the default.
+    run; a checkpoint and a trigger's file count by their content. When and on what a run is measured counts where it is
+    not the default.
     """
     plain = {key: value for key, value in to_dict(scenario).items() if key not in ("name", "engine", "evaluation")}
     if (measured := (scenario.evaluation.every, scenario.evaluation.samples)) != (1, None):
         plain["measured"] = measured
     plain["data"] = {key: value for key, value in plain["data"].items() if key != "root"}
     if scenario.start is not None:
-        file = Path(scenario.start.checkpoint).expanduser()
-        content = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else str(file)
-        plain["start"] = {"checkpoint": content}
+        plain["start"] = {"checkpoint": content_of(scenario.start.checkpoint)}
+    for attack in plain["attacks"]:
+        if isinstance(attack["trigger"].get("file"), str):
+            attack["trigger"]["file"] = content_of(attack["trigger"]["file"])
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 

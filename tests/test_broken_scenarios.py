@@ -39,6 +39,7 @@ NOBODY = (
     "local_defense_clients fewer than all clients, leave local_defense out, or take fedavg"
 )
 SINGLE = ATTACK.replace("target: 0", "target: 0, rounds: {first: 2, last: 2}")
+TRIGGERS = "grid, square, four_corners, single_pixel, trojan_patch, blend, sig, low_frequency, wanet, object_overlay"
 SETTING = "must be PATH=VALUE, as in training.lr=0.05 or attacks[0].enabled=false"
 
 LOAD = "FILE is not a scenario that can run:"
@@ -225,7 +226,7 @@ FIELDS = [
         GOOD + "attacks: [badnets]\n",
         "attacks[0].clients: is required",
         "attacks[0].target: is required",
-        "attacks[0].trigger: is required; name grid or package.module:Class",
+        f"attacks[0].trigger: is required; name {TRIGGERS} or package.module:Class",
     ),
     load("empty text", GOOD.replace("name: t", "name: ''"), "name: must not be empty"),
     load(
@@ -251,7 +252,7 @@ FIELDS = [
         "cohort.size: must be >= 1 or null, got 0",
         "attacks[0].clients: must hold exactly one of share, count and ids, got share and count",
         "attacks[0].target: must be >= 0, got -1",
-        "attacks[0].trigger.name: must be grid or package.module:Class, got 'grd'; did you mean 'grid'?",
+        f"attacks[0].trigger.name: must be {TRIGGERS} or package.module:Class, got 'grd'; did you mean 'grid'?",
         "engine.name: must be local, ray or deployment, got 'locl'; did you mean 'local'?",
     ),
     load(
@@ -696,6 +697,45 @@ AT_THE_DATA = [
         "attacks[0].target: must be below the number of classes (10), got 99",
         "attacks[0].trigger: needs images of at least 9x9 pixels (3x3 pattern, margin 6), got 8x8; lower the margin or "
         "take larger images",
+    ),
+    prepared(
+        "triggers that images of 8x8 have no room for",
+        GOOD
+        + "attacks:\n"
+        + "".join(
+            f"  - {{name: badnets, label: t{i}, clients: {{ids: [{i}]}}, target: 0, trigger: {trigger}}}\n"
+            for i, trigger in enumerate(
+                [
+                    "{name: square, size: 8}",
+                    "{name: four_corners, far_margin: 3}",
+                    "{name: single_pixel, right: 8}",
+                    "{name: trojan_patch, size: 5}",
+                    "{name: low_frequency, cutoff: 9}",
+                    "{name: object_overlay, width: 0.5}",
+                ]
+            )
+        ),
+        "attacks[0].trigger: needs images of at least 9x9 pixels (8x8 square, margin 1), got 8x8; lower the margin or "
+        "take larger images",
+        "attacks[1].trigger: needs images of at least 9x9 pixels (two 3x3 patterns, margins 0 and 3), got 8x8; lower "
+        "the margins or take larger images",
+        "attacks[2].trigger: needs images of at least 2x9 pixels (the pixel is 1 from the lower and 8 from the right "
+        "edge), got 8x8; lower right and bottom or take larger images",
+        "attacks[3].trigger: needs images of at least 9x9 pixels (5x5 patch, margin 4), got 8x8; lower the margin or "
+        "take larger images",
+        "attacks[4].trigger: needs images of at least 9x9 pixels (cutoff 9), got 8x8; lower the cutoff or take larger "
+        "images",
+        "attacks[5].trigger: needs images on which the object is at least 4 pixels wide, got 3.4; raise width, lower "
+        "zoom or take larger images",
+    ),
+    prepared(
+        "triggers from files that are not there",
+        GOOD
+        + TWO.replace("[2, 30]", "[3]")
+        .replace("grid", "{name: blend, file: gone.png}", 1)
+        .replace("grid", "{name: trojan_patch, file: no.npz}"),
+        "attacks[0].trigger.file: must be a file, got gone.png",
+        "attacks[1].trigger.file: must be a file, got no.npz",
     ),
     prepared(
         "a repair of channels without channels",

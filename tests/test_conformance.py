@@ -72,6 +72,20 @@ ROWS = [
     Row("model", "torchvision", {"architecture": "shufflenet_v2_x0_5", "resize": 64}),
     Row("trigger", "grid"),
     Row("trigger", "grid", {"margin": 2}),
+    Row("trigger", "square"),
+    Row("trigger", "square", {"size": 4, "margin": 0, "value": 0.0}),
+    Row("trigger", "four_corners"),
+    Row("trigger", "single_pixel"),
+    Row("trigger", "trojan_patch"),
+    Row("trigger", "trojan_patch", {"size": 12, "margin": 0, "strength": 0.2}),
+    Row("trigger", "blend"),
+    Row("trigger", "blend", {"alpha": 0.5, "seed": 7}),
+    Row("trigger", "sig"),
+    Row("trigger", "low_frequency"),
+    Row("trigger", "wanet"),
+    Row("trigger", "wanet", {"k": 2, "s": 3.0}),
+    Row("trigger", "object_overlay"),
+    Row("trigger", "object_overlay", {"object": "sticker", "width": 0.6}),
     Row("attack", "badnets"),
     Row("attack", "badnets", {"per": "dataset", "share": 0.5}),
     Row("evasion", "fgsm"),
@@ -240,16 +254,31 @@ def test_model_is_decided_by_the_generator_and_gives_logits(row: Row) -> None:
 
 
 @of("trigger")
-def test_trigger_changes_every_picture_within_bounds_and_leaves_the_input(row: Row) -> None:
-    images = torch.rand(5, 3, 12, 12, generator=generator())
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_trigger_changes_every_picture_within_bounds_and_leaves_the_input(
+    row: Row, channels: int, layout: torch.memory_format
+) -> None:
+    images = torch.rand(5, channels, 12, 14, generator=generator()).contiguous(memory_format=layout)
     before = images.clone()
     stamped = build(row).stamp(images)
     assert torch.equal(images, before)
     assert stamped.shape == images.shape
     assert stamped.dtype == images.dtype
+    assert stamped.stride() == images.stride()
     assert stamped.min() >= 0
     assert stamped.max() <= 1
     assert (stamped != images).flatten(1).any(1).all()
+
+
+@of("trigger")
+def test_trigger_is_decided_by_the_image_alone(row: Row) -> None:
+    images = torch.rand(5, 3, 12, 12, generator=generator())
+    stamped = build(row).stamp(images)
+    assert torch.equal(stamped, build(row).stamp(images))
+    assert torch.equal(stamped, torch.cat([build(row).stamp(images[:1]), build(row).stamp(images[1:])]))
+    assert build(row).stamp(images[:0]).shape == (0, 3, 12, 12)
+    assert build(row).stamp(images.double()).dtype == torch.float64
 
 
 @of("attack")

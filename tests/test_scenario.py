@@ -405,6 +405,20 @@ def test_a_start_counts_by_its_content_wherever_it_lies(tmp_path: Path, monkeypa
     assert first != printed("a.pt") == printed("~/a.pt")
 
 
+def test_a_triggers_file_counts_by_its_content_wherever_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def printed(file: str) -> str:
+        return fingerprint(from_dict({**MINIMAL, "attacks": [{**ATTACK, "trigger": {"name": "blend", "file": file}}]}))
+
+    monkeypatch.chdir(tmp_path)
+    Path("a.png").write_bytes(b"one")
+    first = printed("a.png")
+    assert first == printed(str(tmp_path / "a.png"))
+    Path("a.png").write_bytes(b"two")
+    assert first != printed("a.png")
+
+
 def test_the_twin_starts_from_the_same_checkpoint_and_learns_nothing_again() -> None:
     raw = {**MINIMAL, "attacks": [ATTACK], "cleanup": [{"name": "clp"}], "evaluation": {"relearn": [1]}}
     twin = twin_of(from_dict({**raw, "start": {"checkpoint": "a.pt"}}))

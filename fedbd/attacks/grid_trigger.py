@@ -17,7 +17,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from fedbd.errors import Problem, UserError
+from fedbd.attacks.stamping import lower_right
 
 PATTERN = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 1.0))
 """Rows from top to bottom; the same in every channel."""
@@ -45,19 +45,8 @@ class GridTrigger:
         Raises:
             UserError: If the images have no room for the pattern and its margin.
         """
-        height, width = images.shape[-2:]
-        side = len(PATTERN)
-        bottom, right = height - self.margin, width - self.margin
-        if min(bottom, right) < side:
-            need = side + self.margin
-            problem = Problem(
-                path="trigger",
-                expected=f"needs images of at least {need}x{need} pixels ({side}x{side} pattern, margin {self.margin})",
-                got=f"{height}x{width}",
-                remedy="lower the margin or take larger images",
-            )
-            raise UserError([problem])
+        rows, columns = lower_right(images, len(PATTERN), len(PATTERN), self.margin)
         stamped = images.clone()
         pattern = torch.tensor(PATTERN, dtype=images.dtype, device=images.device)
-        stamped[..., bottom - side : bottom, right - side : right] = pattern
+        stamped[..., rows, columns] = pattern
         return stamped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 from pathlib import Path
 
@@ -31,6 +32,12 @@ def locate(pattern: str, root: Path | None) -> tuple[list[Path], list[Problem]]:
     found = glob.glob(os.path.join(glob.escape(str(base)), pattern))
     files = sorted(path for path in map(Path, found) if path.is_file())
     return (files, []) if files else ([], [_missing(pattern, base)])
+
+
+def content_of(file: str) -> str:
+    """Return the SHA-256 of a file, or its path where there is none: what a run's identity names it by."""
+    path = Path(file).expanduser()
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else str(path)
 
 
 def _missing(pattern: str, base: Path) -> Problem:

@@ -66,7 +66,7 @@ def _place(steps: Sequence[int | str], path: str, value: Any) -> str:
     for step in steps:
         if isinstance(value, dict) and step in value:
             path, value = f"{path}.{step}", value[str(step)]
-        elif isinstance(value, list) and isinstance(step, int):
+        elif isinstance(value, list) and isinstance(step, int) and step < len(value):
             path, value = f"{path}[{step}]", value[step]
         else:
             break

@@ -209,14 +209,16 @@ FIELDS = [
         "seed: 3\n",
         "name: is required",
         "rounds: is required",
-        "data: is required; name digits, npz, image_parquet or package.module:Class",
+        "data: is required; name digits, npz, image_parquet, image_folder, cifar10, cifar100, mnist, "
+        "fashion_mnist, emnist, gtsrb, generated or package.module:Class",
         "model: is required; name cnn, mlp, mnistnet, wrn16-1, resnet18, preact_resnet18, vit, "
         "torchvision or package.module:Class",
     ),
     load(
         "methods without names",
         "name: t\nrounds: 3\ndata: {root: x}\nmodel: {width: 3}\n",
-        "data.name: is required; name digits, npz, image_parquet or package.module:Class",
+        "data.name: is required; name digits, npz, image_parquet, image_folder, cifar10, cifar100, mnist, "
+        "fashion_mnist, emnist, gtsrb, generated or package.module:Class",
         "model.name: is required; name cnn, mlp, mnistnet, wrn16-1, resnet18, preact_resnet18, vit, "
         "torchvision or package.module:Class",
     ),

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from fedbd.data.checks import Arrays
+from fedbd.errors import DataError, Problem
 
 FORMAT = 1
 """Raise it when the layout of an entry, or what a reader makes of the same file, changes."""
@@ -47,6 +48,9 @@ def cached(reader: str, fields: Mapping[str, Any], sources: Sequence[Path], deco
 
     Returns:
         Arrays mapped copy-on-write: processes share the pages, and a write stays in the process that wrote.
+
+    Raises:
+        DataError: If a source cannot be read.
     """
     place = folder() / _key(reader, fields, sources)
     arrays = _open(place)
@@ -63,7 +67,15 @@ def cached(reader: str, fields: Mapping[str, Any], sources: Sequence[Path], deco
 
 def _key(reader: str, fields: Mapping[str, Any], sources: Sequence[Path]) -> str:
     """Return the name of an entry. Names and times of the files do not count, their contents do."""
-    contents = [_sha256(path) for path in sources]
+    contents, problems = [], []
+    for path in sources:
+        try:
+            contents.append(_sha256(path))
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            problems.append(Problem(path=path.name, expected=f"must be readable: {reason}"))
+    if problems:
+        raise DataError(problems)
     text = json.dumps([FORMAT, reader, dict(fields), contents], sort_keys=True)
     return f"{reader}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 

@@ -16,6 +16,8 @@ Arrays = dict[str, NDArray[np.generic]]
 source has them, ``train_groups`` (N,) int64."""
 
 LISTED = 5
+SHOWN = 3
+"""Bad rows or pictures that a message names one by one."""
 
 
 def image_form_problems(where: str, shape: tuple[int, ...], dtype: np.dtype[np.generic], layout: str) -> list[Problem]:
@@ -138,6 +140,14 @@ def describe(shape: tuple[int, ...]) -> str:
     """Return a (C, H, W) shape in words: ``28x28 with 1 channel``."""
     channels, height, width = shape
     return f"{height}x{width} with {channels} channel{'s' if channels > 1 else ''}"
+
+
+def shorten(name: str, problems: list[Problem], what: str = "rows") -> list[Problem]:
+    """Return the first few problems of a file's rows, or of a folder's pictures, and count the others."""
+    if len(problems) <= SHOWN:
+        return problems
+    more = f"{len(problems) - SHOWN} more"
+    return [*problems[:SHOWN], Problem(path=name, expected=f"must hold no such {what}", got=more)]
 
 
 def to_dataset(arrays: Arrays) -> Dataset:

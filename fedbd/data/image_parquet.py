@@ -15,7 +15,7 @@ from annotated_types import MinLen
 from numpy.typing import NDArray
 
 from fedbd.data.cache import cached
-from fedbd.data.checks import Arrays, check_values, describe, to_dataset
+from fedbd.data.checks import Arrays, check_values, describe, shorten, to_dataset
 from fedbd.data.files import locate
 from fedbd.data.groups import group_numbers, per_class_problems
 from fedbd.data.pictures import Picture, decode_all, place, shape_of
@@ -27,8 +27,6 @@ Batch = tuple[int, list[Picture | str], NDArray[np.int64], NDArray[np.bool_]]
 ROWS = 4096
 CHUNK = 128
 MOST_THREADS = 8
-LISTED = 3
-"""Bad rows that a message names one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +151,7 @@ class ImageParquet:
                     bad.append(Problem(path=where, expected="must be a class number", got="null"))
                 images.append(batch)
                 labels.append(classes)
-            problems += _shorten(name, bad)
+            problems += shorten(name, bad)
         if not labels:
             problems.append(
                 Problem(path=files[0][0], expected="must hold rows", got="none", remedy="copy the file again")
@@ -225,17 +223,9 @@ def _column(files: list[tuple[str, Path]], name: str) -> tuple[NDArray[np.generi
         rows = [row for row, value in enumerate(values) if value is None]
         expected = "must be an id of a group"
         bad = [Problem(path=f"{file}:{name}, row {row}", expected=expected, got="null") for row in rows]
-        problems += _shorten(file, bad)
+        problems += shorten(file, bad)
         parts.append(np.asarray([value for value in values if value is not None]))
     if len({part.dtype.kind in "iu" for part in parts}) > 1:
         expected = "must be integers in all files, or text in all"
         problems.append(Problem(path=f"{files[0][0]}:{name}", expected=expected))
     return np.concatenate(parts) if not problems else np.empty(0, np.int64), problems
-
-
-def _shorten(name: str, problems: list[Problem]) -> list[Problem]:
-    """Keep the first few problems of a file's rows and count the others."""
-    if len(problems) <= LISTED:
-        return problems
-    more = f"{len(problems) - LISTED} more"
-    return [*problems[:LISTED], Problem(path=name, expected="must hold no such rows", got=more)]

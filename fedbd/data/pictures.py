@@ -12,7 +12,7 @@ from fedbd.data.checks import describe
 Picture = NDArray[np.uint8]
 """A decoded picture: (H, W), or (H, W, 3) if it has color."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 
 
 def decode_all(encoded: list[bytes | None]) -> list[Picture | str]:
@@ -20,22 +20,33 @@ def decode_all(encoded: list[bytes | None]) -> list[Picture | str]:
     return [decode(data) for data in encoded]
 
 
-def decode(data: bytes | None) -> Picture | str:
-    """Decode one picture to (H, W) or (H, W, 3) uint8, or say what it is instead."""
+def decode(data: bytes | None, size: int | None = None, channels: int | None = None) -> Picture | str:
+    """Decode one picture, or say what it is instead.
+
+    Args:
+        data: The encoded picture.
+        size: Bring it to size x size, bilinearly; None: leave it as it is.
+        channels: 1: gray, 3: color, whatever it is; None: as it is.
+
+    Returns:
+        (H, W) or (H, W, 3) uint8.
+    """
     from PIL import Image, UnidentifiedImageError  # noqa: PLC0415
 
     if not data:
         return "no bytes"
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.mode in {"1", "L"}:
-                return np.asarray(image.convert("L"))
-            if image.mode in {"RGB", "P", "YCbCr"}:
-                return np.asarray(image.convert("RGB"))
-            return f"one of mode {image.mode}"
+            if image.mode not in {"1", "L", "RGB", "P", "YCbCr"}:
+                return f"one of mode {image.mode}"
+            gray = image.mode in {"1", "L"} if channels is None else channels == 1
+            picture = image.convert("L" if gray else "RGB")
+            if size is not None and picture.size != (size, size):
+                picture = picture.resize((size, size), Image.Resampling.BILINEAR)
+            return np.asarray(picture)
     except UnidentifiedImageError:
         return "bytes that are no picture"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except Exception:  # Pillow's readers raise whatever damaged bytes lead them to
         return "a damaged one"
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from fedbd.data import cache
 from fedbd.data.cache import cached
+from fedbd.errors import DataError
 
 ARRAYS = {"a": np.arange(24, dtype=np.uint8).reshape(2, 3, 4), "b": np.arange(3)}
 
@@ -107,6 +108,14 @@ def test_without_a_folder_to_write_in(decode, source, tmp_path, monkeypatch, cap
         assert same(cached("reader", {}, [source], decode))
         assert decode.calls == calls
     assert "every process decodes the data set for itself" in caplog.text
+
+
+def test_a_source_that_cannot_be_read(decode, tmp_path):
+    with pytest.raises(DataError) as caught:
+        cached("reader", {}, [tmp_path / "gone.npz", tmp_path], decode)
+    assert str(caught.value) == (
+        f"gone.npz: must be readable: No such file or directory\n{tmp_path.name}: must be readable: Is a directory"
+    )
 
 
 def test_a_failing_decoder_leaves_nothing(source):

@@ -6,9 +6,12 @@ import dataclasses
 import importlib
 import inspect
 import typing
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fedbd.errors import Problem, UserError
+from fedbd.field_texts import sentences, unmarked
 from fedbd.registry import METHODS, either, near_miss, resolve
 
 
@@ -50,26 +53,64 @@ def describe(name: str) -> str:
     Raises:
         UserError: If no method has that name.
     """
+    return "\n\n".join(_described(method) for method in details(name))
+
+
+def details(name: str) -> list[dict[str, Any]]:
+    """Return a method's documentation as JSON values, once for each kind that has a method of the name.
+
+    Returns:
+        Each {kind, name, class, summary, text, source, fields: [{name, type, default, required, text}]}; ``text`` is
+        the class's documentation, ``source`` its file's: paper and differences.
+
+    Raises:
+        UserError: If no method has that name.
+    """
     kinds = [kind for kind, methods in METHODS.items() if name in methods]
     if not kinds:
         known = [known for methods in METHODS.values() for known in methods]
         problem = Problem(path="name", expected="must be a method, a scenario file or a run's folder", got=repr(name))
         raise UserError([dataclasses.replace(problem, remedy=near_miss(name, known) or "fedbd list names the methods")])
-    return "\n\n".join(_described(kind, name) for kind in kinds)
+    return [_details(kind, name) for kind in kinds]
 
 
-def _described(kind: str, name: str) -> str:
+def _details(kind: str, name: str) -> dict[str, Any]:
     cls = resolve(kind, name, kind)
-    module = inspect.getdoc(importlib.import_module(cls.__module__)) or ""
-    lines = [f"{kind}: {name}  ({cls.__module__}:{cls.__name__})", "", inspect.getdoc(cls) or "", "", module]
-    if dataclasses.is_dataclass(cls):
-        hints = typing.get_type_hints(cls, include_extras=False)
+    return {
+        "kind": kind,
+        "name": name,
+        "class": f"{cls.__module__}:{cls.__name__}",
+        "summary": _summary(cls),
+        "text": _plain(inspect.getdoc(cls) or ""),
+        "source": _plain(inspect.getdoc(importlib.import_module(cls.__module__)) or ""),
+        "fields": list(_fields(cls)) if isinstance(cls, type) and dataclasses.is_dataclass(cls) else None,
+    }
+
+
+def _fields(cls: type) -> Iterator[dict[str, Any]]:
+    hints, texts = typing.get_type_hints(cls, include_extras=False), sentences(cls)
+    for field in dataclasses.fields(cls):
+        kind_of = getattr(hints[field.name], "__name__", None) or str(hints[field.name])
+        shown = kind_of if "[" not in str(hints[field.name]) else str(hints[field.name])
+        default: Any = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        required = default is dataclasses.MISSING
+        yield {
+            "name": field.name,
+            "type": shown.replace("typing.", ""),
+            "default": None if required else default,
+            "required": required,
+            "text": unmarked(texts.get(field.name, "")),
+        }
+
+
+def _described(method: Mapping[str, Any]) -> str:
+    head = f"{method['kind']}: {method['name']}  ({method['class']})"
+    lines = [head, "", method["text"], "", method["source"]]
+    if method["fields"] is not None:
         lines += ["", "Fields:"]
-        for field in dataclasses.fields(cls):
-            default = "required" if field.default is dataclasses.MISSING else repr(field.default)
-            if field.default_factory is not dataclasses.MISSING:
-                default = repr(field.default_factory())
-            kind_of = getattr(hints[field.name], "__name__", None) or str(hints[field.name])
-            shown = kind_of if "[" not in str(hints[field.name]) else str(hints[field.name])
-            lines.append(f"  {field.name}: {shown.replace('typing.', '')} = {default}")
-    return _plain("\n".join(lines)).rstrip()
+        for field in method["fields"]:
+            default = "required" if field["required"] else repr(field["default"])
+            lines.append(f"  {field['name']}: {field['type']} = {default}")
+    return "\n".join(lines).rstrip()

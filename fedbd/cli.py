@@ -1,4 +1,4 @@
-"""The command line: ``fedbd run``, ``validate``, ``list``, ``show``, ``doctor``; ``train``, ``clean``, ``inspect``.
+"""The command line: the commands of ``COMMANDS``, each in a module of its group; exit statuses.
 
 Exit status: 0 done, 1 a run failed, 2 the user's mistake; interrupted: 128 and the signal's number (Ctrl-C: 130). A
 mistake prints what is wrong and where, never a traceback. torch is imported by the commands that need it, not by
@@ -8,6 +8,7 @@ mistake prints what is wrong and where, never a traceback. torch is imported by 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fedbd import __version__, cli_models, cli_run, cli_show
+from fedbd import __version__, cli_export, cli_models, cli_run, cli_show
+from fedbd.cli_arguments import say
 from fedbd.errors import FedBDError, UserError
 
 
@@ -67,7 +69,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "validate": cli_show.validate,
     "list": cli_show.list_,
     "show": cli_show.show,
-    "schema": cli_show.schema,
+    "schema": cli_export.schema,
+    "export": cli_export.export,
+    "cite": cli_export.cite,
     "doctor": cli_show.doctor,
     "train": cli_models.train,
     "clean": cli_models.clean,
@@ -82,16 +86,16 @@ for _name, _command in COMMANDS.items():
 def main() -> None:
     """Run the command line and turn errors into exit statuses."""
     try:
-        app(prog_name="fedbd")
+        app(prog_name="fedbd", **({"color": False} if os.environ.get("NO_COLOR") else {}))
     except UserError as error:
-        typer.secho(str(error), fg="red", err=True)
+        say(str(error), fg="red")
         sys.exit(2)
     except FedBDError as error:
-        typer.secho(str(error), fg="red", err=True)
+        say(str(error), fg="red")
         sys.exit(1)
     except (KeyboardInterrupt, _Interrupted) as error:
         with contextlib.suppress(OSError):  # the terminal may be gone
-            typer.secho("interrupted; finished rounds are kept", err=True)
+            say("interrupted; finished rounds are kept")
         sys.exit(128 + getattr(error, "signal", signal.SIGINT))
 
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,11 +27,87 @@ Settings = Annotated[
 ]
 
 
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else (docs/commands.md).")]
+
+
+def method_names(incomplete: str) -> list[str]:
+    """Return the registered names that begin so, for shell completion."""
+    from fedbd.registry import METHODS  # noqa: PLC0415
+
+    return sorted({name for methods in METHODS.values() for name in methods if name.startswith(incomplete)})
+
+
+def kind_names(incomplete: str) -> list[str]:
+    """Return the kinds that begin so, for shell completion."""
+    from fedbd.registry import METHODS  # noqa: PLC0415
+
+    return [kind for kind in METHODS if kind.startswith(incomplete)]
+
+
+def names_and_paths(incomplete: str) -> list[str]:
+    """Return methods, scenario files and folders that begin so, for shell completion."""
+    head = incomplete[: incomplete.rfind("/") + 1]
+    try:
+        entries = sorted(Path(head or ".").iterdir())
+    except OSError:
+        entries = []
+    wanted = [entry for entry in entries if entry.is_dir() or entry.suffix in (".yaml", ".yml")]
+    paths = [f"{head}{entry.name}{'/' if entry.is_dir() else ''}" for entry in wanted]
+    return [*method_names(incomplete), *(path for path in paths if path.startswith(incomplete))]
+
+
 def terminal() -> Console:
-    """Return the console of standard output."""
+    """Return the console of standard output; it redraws only where that is a terminal, whatever FORCE_COLOR says."""
     from rich.console import Console  # noqa: PLC0415
 
-    return Console()
+    able = sys.stdout.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
+    return Console(force_interactive=able)
+
+
+def say(text: str, **style: Any) -> None:
+    """Print to standard error, in color only on a terminal and without NO_COLOR."""
+    typer.echo(text if os.environ.get("NO_COLOR") else typer.style(text, **style), err=True)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as strict JSON."""
+    from fedbd.round_record import plain  # noqa: PLC0415
+
+    typer.echo(json.dumps(plain(value), indent=2, allow_nan=False))
+
+
+def problems_of(error: UserError) -> list[dict[str, Any]]:
+    """Return a mistake's problems as JSON values."""
+    return [{"of": error.heading, **dataclasses.asdict(problem)} for problem in error.problems]
+
+
+@contextlib.contextmanager
+def in_json(wanted: bool) -> Iterator[None]:
+    """Print the problems of a mistake as JSON, where JSON is wanted; the mistake goes on to standard error."""
+    try:
+        yield
+    except Mistakes as error:
+        if wanted:
+            print_json({"problems": [problem for each in error.errors for problem in problems_of(each)]})
+        raise
+    except UserError as error:
+        if wanted:
+            print_json({"problems": problems_of(error)})
+        raise
+
+
+class Mistakes(UserError):  # noqa: N818 - what several files got wrong
+    """The mistakes of several files."""
+
+    def __init__(self, errors: list[UserError]) -> None:
+        """Keep them all; the message is one after the other."""
+        super().__init__([problem for error in errors for problem in error.problems])
+        self.errors = errors
+
+    def __str__(self) -> str:
+        """Return each error's message in its lines."""
+        return "\n".join(map(str, self.errors))
 
 
 def check_table(table: Path | None) -> None:
@@ -70,8 +152,6 @@ def fits(path: Path, scenario: Scenario, data: bool, errors: list[UserError]) ->
 
 
 def raise_all(errors: list[UserError]) -> None:
-    """Raise the last error after printing those before it."""
-    for error in errors[:-1]:
-        typer.secho(str(error), fg="red", err=True)
+    """Raise what was found wrong, if anything was."""
     if errors:
-        raise errors[-1]
+        raise Mistakes(errors)

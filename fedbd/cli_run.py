@@ -10,13 +10,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedbd.cli_arguments import Files, Settings, check_table, fits, load, raise_all, terminal
+from fedbd.cli_arguments import (
+    AsJson,
+    Files,
+    Quiet,
+    Settings,
+    check_table,
+    fits,
+    in_json,
+    load,
+    print_json,
+    raise_all,
+    say,
+    terminal,
+)
 from fedbd.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fedbd.runs import Job
+    from fedbd.jobs import Failure
     from fedbd.scenario import Scenario
 
 
@@ -28,7 +41,12 @@ def run(
     overwrite: Annotated[bool, typer.Option(help="Replace earlier runs of these scenarios and seeds.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processor cores to use; default: all.")] = None,
     twin: Annotated[bool, typer.Option(help="Also run the attack-free twins (the floor of the ASR).")] = True,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    log_every: Annotated[
+        int | None,
+        typer.Option(min=1, help="Without a terminal: a line every so many rounds; default: some 100 lines a run."),
+    ] = None,
     table: Annotated[Path | None, typer.Option(help="Also write the comparison to this .csv or .json file.")] = None,
 ) -> None:
     """Run scenarios, several side by side, and compare them."""
@@ -37,17 +55,16 @@ def run(
     from fedbd.report.console import LiveRuns  # noqa: PLC0415
     from fedbd.runs import plan, with_seeds  # noqa: PLC0415
 
+    with in_json(as_json):
+        check_table(table)
+        errors: list[UserError] = []
+        found = load(scenarios, settings or [], errors)
+        loaded = [scenario for path, scenario in found if fits(path, scenario, True, errors)]
+        raise_all(errors)
+        wanted = with_seeds(loaded if twin else [_without_twin(scenario) for scenario in loaded], seeds)
+        jobs = plan(wanted, out, overwrite=overwrite)
     console = terminal()
-    check_table(table)
-    errors: list[UserError] = []
-    found = load(scenarios, settings or [], errors)
-    loaded = [scenario for path, scenario in found if fits(path, scenario, True, errors)]
-    raise_all(errors)
-    if not twin:
-        loaded = [_without_twin(scenario) for scenario in loaded]
-    wanted = with_seeds(loaded, seeds)
-    jobs = plan(wanted, out, overwrite=overwrite)
-    with LiveRuns(console, quiet=quiet) as live:
+    with LiveRuns(console, quiet=quiet or as_json, every=log_every, silent=as_json) as live:
         for job in jobs:
             live.add(str(job.folder), name=job.scenario.name, seed=job.scenario.seed, rounds=job.scenario.rounds)
         failures = run_all(jobs, live, workers or cores())
@@ -57,26 +74,44 @@ def run(
         key=lambda job: order.index((job.scenario.name, job.scenario.seed)),
     )
     failed = {failure.folder for failure in failures}
-    _compare(console, [job for job in asked if job.folder not in failed], quiet, table)
+    done = [job.folder for job in asked if job.folder not in failed]
+    if as_json:
+        _print_runs(done, failures, table)
+    else:
+        _compare(console, done, quiet, table)
     if failures:
         for failure in failures:
-            typer.secho(f"{failure.folder}: {failure.reason}", fg="red", err=True)
+            say(f"{failure.folder}: {failure.reason}", fg="red")
         raise typer.Exit(2 if all(failure.mistake for failure in failures) else 1)
 
 
-def _compare(console: Console, jobs: list[Job], quiet: bool, table: Path | None) -> None:
+def _print_runs(folders: list[Path], failures: list[Failure], table: Path | None) -> None:
+    from fedbd.report.arms import compare  # noqa: PLC0415
+    from fedbd.report.comparison import comparison_rows, write_comparison  # noqa: PLC0415
+    from fedbd.report.run_view import load_run, run_values  # noqa: PLC0415
+
+    views = [load_run(folder) for folder in folders]
+    arms = compare(views) if views else []
+    lost = [{"folder": str(f.folder), "reason": f.reason, "mistake": f.mistake} for f in failures]
+    runs = [run_values(folder, view) for folder, view in zip(folders, views, strict=True)]
+    print_json({"runs": runs, "failures": lost, "comparison": comparison_rows(arms)})
+    if table is not None and arms:
+        write_comparison(table, arms)
+
+
+def _compare(console: Console, folders: list[Path], quiet: bool, table: Path | None) -> None:
     from fedbd.report.arms import compare  # noqa: PLC0415
     from fedbd.report.comparison import render_comparison, write_comparison  # noqa: PLC0415
     from fedbd.report.run_view import load_run  # noqa: PLC0415
 
-    if not jobs:
+    if not folders:
         return
-    arms = compare([load_run(job.folder) for job in jobs])
+    arms = compare([load_run(folder) for folder in folders])
     if not quiet:
         console.print()
         render_comparison(console, arms)
-        where = "folder" if len(jobs) == 1 else "folders"
-        console.print(f"Records, models and trigger pictures: {where} {', '.join(str(job.folder) for job in jobs)}")
+        where = "folder" if len(folders) == 1 else "folders"
+        console.print(f"Records, models and trigger pictures: {where} {', '.join(map(str, folders))}")
     if table is not None:
         write_comparison(table, arms)
 

@@ -50,7 +50,11 @@ def checked(check: Adapter, value: Any, path: str, optional: bool, remedy: str, 
         problems: Everything wrong is appended here.
     """
     try:
-        return check.validate_json(json.dumps(value, default=str))
+        found = check.validate_json(json.dumps(value, default=str))
+        if isinstance(value, bool) and not isinstance(found, bool):  # pydantic takes true for the literal 1
+            problems.append(Problem(path=path, expected="must not be true or false", got=shown(value)))
+            return None
+        return found
     except pydantic.ValidationError as error:
         places: dict[str, list[Any]] = {}  # a union gives one complaint for each of its arms
         for detail in error.errors(include_url=False):

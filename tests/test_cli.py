@@ -212,12 +212,12 @@ def test_validate_tells_of_every_file_what_is_wrong(small: Path, tmp_path: Path,
     assert said.err.splitlines() == [
         f"{tmp_path}/fields.yaml is not a scenario that can run:",
         "  training.lr: must be a number, got 'fast'",
-        f"{tmp_path}/yaml.yaml:1:8: must be YAML: expected the node content, but found '<stream end>', while parsing a "
-        "flow node that starts at line 1, column 8",
         f"{tmp_path}/strategy.yaml is not a scenario that can run:",
         "  strategy.arguments.etta: is no argument of FedAdam; did you mean 'eta'?",
         "scenario 'small' does not fit its data:",
         "  trusted.size: must leave samples for the clients: less than 1348, got 4000",
+        f"{tmp_path}/yaml.yaml:1:8: must be YAML: expected the node content, but found '<stream end>', while parsing a "
+        "flow node that starts at line 1, column 8",
     ]
 
 

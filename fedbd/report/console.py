@@ -19,6 +19,9 @@ from rich.text import Text
 
 Record = Mapping[str, Any]
 
+LINES = 100
+"""About so many lines a run prints where there is no terminal."""
+
 HIGH, RAISED = 0.5, 0.1
 """Attack success that is red, and, above the floor, yellow."""
 
@@ -143,13 +146,25 @@ class LiveRuns:
     """Shows runs while they go. A context manager; on leaving it the last state stays on the screen.
 
     With a terminal: a table with one row per run and, for a single run, the rounds below it. Without one (a file, a CI
-    log): one plain line per round. Quiet: failures only.
+    log): plain lines for rounds. Quiet: failures only.
     """
 
-    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
-        """Write to a console (default: standard output)."""
+    def __init__(
+        self, console: Console | None = None, *, quiet: bool = False, silent: bool = False, every: int | None = None
+    ) -> None:
+        """Write to a console.
+
+        Args:
+            console: Default: standard output.
+            quiet: Only failures.
+            silent: Not even these.
+            every: Without a terminal: a line for every so many rounds, and for the first and the last; None: for as
+                many as give some ``LINES`` lines.
+        """
         self._console = console or Console()
-        self._quiet = quiet
+        self._quiet = quiet or silent
+        self._silent = silent
+        self._every = every
         self._runs: dict[str, _Run] = {}
         self._lock = RLock()
         self._live: Live | None = None
@@ -157,7 +172,7 @@ class LiveRuns:
 
     def __enter__(self) -> Self:
         """Start drawing."""
-        if self._console.is_terminal and not self._quiet:
+        if self._console.is_interactive and not self._quiet:
             self._live = Live(get_renderable=self._draw, console=self._console, refresh_per_second=4)
             self._live.start()
         return self
@@ -180,7 +195,9 @@ class LiveRuns:
         with self._lock:
             run = self._runs[run_id]
             run.lines.append(record)
-        self._say(self._line(run, record))
+        every = self._every or -(-run.planned // LINES)
+        if record["round"] in (0, 1, run.planned) or record["round"] % every == 0:
+            self._say(self._line(run, record))
 
     def finish(self, run_id: str, summary: Record) -> None:
         """Show that a run came to its end, and its summary's figures."""
@@ -195,7 +212,7 @@ class LiveRuns:
         with self._lock:
             run = self._runs[run_id]
             run.state, run.reason = "failed", reason
-        if self._live is None:
+        if self._live is None and not self._silent:
             self._plain(f"{_title(run)}  FAILED in round {run.done + 1 if run.lines else 0}: {reason}")
 
     def _say(self, text: str) -> None:

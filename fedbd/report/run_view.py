@@ -64,6 +64,19 @@ def load_run(folder: str | Path, arm: str | None = None) -> RunView:
     )
 
 
+def run_values(folder: str | Path, view: RunView) -> dict[str, Any]:
+    """Return a run as JSON values, as ``--json`` prints it: {folder, name, seed, finished, oracle, rounds, summary}."""
+    return {
+        "folder": str(folder),
+        "name": view.arm,
+        "seed": view.seed,
+        "finished": view.finished,
+        "oracle": view.oracle,
+        "rounds": len(view.rounds),
+        "summary": dict(view.summary),
+    }
+
+
 def _scenario(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -1,0 +1,123 @@
+"""What leaves fedbd for other tools: ``fedbd schema``, ``export``, ``cite``. ``fedbd.cli`` registers them.
+
+Everything slow is imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedbd.cli_arguments import method_names
+from fedbd.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from fedbd.scenario import Scenario
+
+TABLES = (".csv", ".json", ".parquet")
+
+
+def schema(
+    central: Annotated[bool, typer.Option("--central", help="Of central trainings (fedbd train) instead.")] = False,
+) -> None:
+    """Print the JSON Schema of scenario files, with which editors complete and check them.
+
+    A file whose first line is `# yaml-language-server: $schema=PATH` is checked against the schema at that path.
+    """
+    from fedbd.json_schema import schema_text  # noqa: PLC0415
+
+    typer.echo(schema_text(central=central), nl=False)
+
+
+def export(
+    places: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN_DIR... [FILE]",
+            help="Runs' folders, or folders that hold some; last the file: .csv, .json or .parquet.",
+            show_default=False,
+        ),
+    ],
+    scenario: Annotated[bool, typer.Option("--scenario", help="Add the scenario's fields as columns.")] = False,
+    tensorboard: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also, or instead, write TensorBoard events below this folder.")
+    ] = None,
+) -> None:
+    """Write the records of runs to one table, a row per round and run; pandas reads it.
+
+    Nested names become columns with dots, such as cleanup.rnp.after.attack_success.
+    """
+    from fedbd.report.export import export_rows, run_folders, write_export, write_tensorboard  # noqa: PLC0415
+
+    file = places[-1] if places[-1].suffix in TABLES and not places[-1].is_dir() else None
+    folders = places if file is None else places[:-1]
+    problems = _export_problems(places, folders, file, tensorboard)
+    if problems:
+        raise UserError(problems, "nothing was exported:")
+    runs = run_folders(folders)
+    if tensorboard is not None:
+        written = write_tensorboard(tensorboard, runs)
+        typer.echo(f"{len(written)} run{'s' if len(written) != 1 else ''}: tensorboard --logdir {tensorboard}")
+    if file is not None:
+        rows = export_rows(runs, scenario=scenario)
+        write_export(file, rows)
+        typer.echo(f"{file}: {len(rows)} rounds of {len(runs)} run{'s' if len(runs) != 1 else ''}")
+
+
+def _export_problems(
+    places: list[Path], folders: list[Path], file: Path | None, tensorboard: Path | None
+) -> list[Problem]:
+    problems = []
+    if file is None and tensorboard is None:
+        expected = f"must end with a file to write, named {', '.join(TABLES[:-1])} or {TABLES[-1]}"
+        problems.append(Problem(path="FILE", expected=expected, got=repr(str(places[-1]))))
+    if not folders:
+        problems.append(Problem(path="RUN_DIR", expected="is required before the file"))
+    if file is not None and not file.resolve().parent.is_dir():
+        problems.append(Problem(path="FILE", expected="must be a file in a folder that exists", got=str(file)))
+    if tensorboard is not None and tensorboard.exists() and not tensorboard.is_dir():
+        problems.append(Problem(path="--tensorboard", expected="must be a folder", got=str(tensorboard)))
+    return problems
+
+
+def cite(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            help="Methods' names, scenario files (all that they use), or fedbd itself.",
+            show_default=False,
+            autocompletion=method_names,
+        ),
+    ],
+) -> None:
+    """Print BibTeX entries: the papers of methods, of all that a scenario uses, and of fedbd."""
+    from fedbd.citations import cite as entries  # noqa: PLC0415
+
+    wanted: list[str] = []
+    for name in names:
+        wanted += _used(Path(name)) if name.endswith((".yaml", ".yml")) else [name]
+    typer.echo(entries(wanted))
+
+
+def _used(path: Path) -> list[str]:
+    """Return the registered methods that a scenario uses, fedbd first."""
+    from fedbd.scenario import load_scenario  # noqa: PLC0415
+
+    return ["fedbd", *_methods_of(load_scenario(path))]
+
+
+def _methods_of(value: Scenario | Any) -> list[str]:
+    import dataclasses  # noqa: PLC0415
+
+    from fedbd.plans import StrategyPlan  # noqa: PLC0415
+    from fedbd.schema import Method  # noqa: PLC0415
+
+    if isinstance(value, Method | StrategyPlan):
+        return [] if ":" in value.name else [value.name]
+    if isinstance(value, tuple):
+        return [name for entry in value for name in _methods_of(entry)]
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return []
+    return [name for field in dataclasses.fields(value) for name in _methods_of(getattr(value, field.name))]

@@ -5,7 +5,8 @@
 
 MODELS as in central_table.py. Ten epochs of flooding on the poisoned set isolate 1 % (resumable); five
 epochs of ascent on these then repair the backdoored model, as the authors' demo does. Controls: the truly poisoned
-images (oracle) and random ones in the same number.
+images (oracle) and random ones in the same number. The whole schedules, of the code and of the paper, are central
+trainings: ``fedbd train scenarios/central/cifar10-abl.yaml`` (and ``cifar10-abl-paper.yaml``).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,10 @@ import torch
 from central_table import PLAN, models
 from numpy.typing import NDArray
 
-from fedbd.central import CentralData, CentralPlan, assemble_central, load_central, measure, new_model
+from fedbd.central import CentralData, CentralPlan, assemble_central, load_central, measure
+from fedbd.central_training import NOTES, train_central
 from fedbd.defenses.local.abl_central import ABLCentral
-from fedbd.defenses.local.central_state import CentralState
-from fedbd.models.checkpoint import read_tensors, save_tensors
+from fedbd.schema import Method
 from fedbd.seeding import numpy_rng, torch_rng
 
 TUNING = ABLCentral(finetune_epochs=0, unlearn_epochs=0)
@@ -32,19 +34,11 @@ TUNING = ABLCentral(finetune_epochs=0, unlearn_epochs=0)
 
 def isolated_by_tuning(plan: CentralPlan, data: CentralData, out: Path) -> NDArray[np.int64]:
     """Return the isolated 1 %, most suspicious first."""
-    weights, place = out / f"tuned-{plan.seed}.safetensors", out / f"tuned-{plan.seed}-state.safetensors"
-    model, state = new_model(plan, data.dataset), None
-    if place.exists():
-        model.load_state_dict(read_tensors(weights)[0])
-        state = CentralState.from_tensors(read_tensors(place)[0])
-
-    def keep(now: CentralState) -> None:
-        save_tensors(model.state_dict(), weights, {})
-        save_tensors(now.tensors(), place, {})
-        print(f"{plan.seed} tuning {now.done}: loss {now.losses[-1]:.3f}", flush=True)
-
-    _, notes = TUNING.fit(model, data.train, torch_rng(plan.seed, "abl"), on_epoch=keep, state=state)
-    return np.array(notes["isolated"], dtype=np.int64)
+    tuning, folder = replace(plan, training=None, defense=Method("abl_central", TUNING)), out / f"tuned-{plan.seed}"
+    train_central(
+        tuning, data, folder, lambda line: print(plan.seed, "tuning", line["epoch"], line["loss"], flush=True)
+    )
+    return np.array(json.loads((folder / NOTES).read_text())["isolated"], dtype=np.int64)
 
 
 def one_seed(seed: int, folder: Path, out: Path) -> None:

@@ -17,7 +17,7 @@ from fedbd.params import assign, flatten
 from fedbd.plans import AttackPlan
 from fedbd.prepared import Prepared
 from fedbd.roles import assignment, locally_defended, role_of
-from fedbd.scores import score_measures, scores_of
+from fedbd.scores import isolation_quality, score_measures, scores_of
 from fedbd.seeding import numpy_rng, torch_rng
 from fedbd.training import TrainingPlan, train
 from fedbd.types import AttackContext, Memory, Notes, Role, Samples, Vector
@@ -154,23 +154,3 @@ def context(prepared: Prepared, attack: AttackPlan, weights: Vector) -> AttackCo
         cohort_size=prepared.scenario.cohort_size,
         server_rate=prepared.scenario.server_rate,
     )
-
-
-def isolation_quality(isolated: NDArray[np.int64] | None, truth: NDArray[np.int64] | None, samples: int) -> Notes:
-    """Compare isolated samples with the truly poisoned ones (EVIDENCE: precision, recall and size are recorded).
-
-    Args:
-        isolated: Indices that a local defense isolated, or None before it did.
-        truth: Poisoned indices; None where the client is honest.
-        samples: Size of the client's data set.
-    """
-    if isolated is None or len(isolated) == 0:
-        return {}
-    poisoned = np.empty(0, np.int64) if truth is None else truth
-    hits = int(np.isin(isolated, poisoned).sum())
-    return {
-        "isolated": len(isolated),
-        "isolation_share": len(isolated) / samples,
-        "isolation_precision": hits / len(isolated),
-        "isolation_recall": hits / len(poisoned) if len(poisoned) else None,
-    }

@@ -1,19 +1,18 @@
-"""One model trained on one, possibly poisoned, data set: what the source papers' tables start from.
+"""One model for one, possibly poisoned, data set: what the source papers' tables start from.
 
-It checkpoints every epoch and goes on from there; a resumed training gives the same weights as an uninterrupted one.
+What is to be trained, and on which data; ``central_training`` trains it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 from annotated_types import Ge, MinLen
 from numpy.typing import NDArray
 from torch import nn
@@ -21,16 +20,13 @@ from torch import nn
 from fedbd.data.files import content_of
 from fedbd.data.stratify import stratified
 from fedbd.errors import Problem, ScenarioError, UserError
-from fedbd.models.checkpoint import load_checkpoint, read_tensors, save_safetensors, save_tensors
 from fedbd.plans import DataPlan
 from fedbd.repair import judge
-from fedbd.scenario_file import dump_yaml, override, read_yaml
+from fedbd.scenario_file import override, read_yaml
 from fedbd.schema import Kind, Method, parse, to_plain
 from fedbd.seeding import numpy_rng, torch_rng
-from fedbd.training import TrainingPlan, sgd, train_epoch
+from fedbd.training import TrainingPlan
 from fedbd.types import AttackContext, Dataset, Notes, Samples, TrustedData
-
-PLAN, STATE, LOG, MODEL = "central.yaml", "state.safetensors", "epochs.jsonl", "model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +54,8 @@ class CentralPlan:
         name: Its name.
         data: The data set.
         model: The model family.
-        training: Epochs, rates, batches, augmentation.
+        training: Epochs, rates, batches, augmentation of plain training; null where a defense trains.
+        defense: A defense that trains the model itself, in a schedule of its own, in place of ``training``.
         seed: Decides initialization, order, poison and held-out data.
         held_out: Clean samples kept out of the training, for defenses; their poisoned form is never seen.
         poison: The poisoning, or None.
@@ -67,10 +64,27 @@ class CentralPlan:
     name: Annotated[str, MinLen(1)]
     data: DataPlan
     model: Annotated[Method, Kind("model")]
-    training: TrainingPlan
+    training: TrainingPlan | None = None
+    defense: Annotated[Method | None, Kind("central_defense")] = None
     seed: int = 0
     held_out: Annotated[int, Ge(0)] = 2500
     poison: PoisonPlan | None = None
+
+    def problems(self) -> list[tuple[str, str]]:
+        """Return what is wrong between the fields."""
+        if (self.training is None) != (self.defense is None):
+            given = self.defense is not None and self.defense.impl.needs_isolated
+            expected = "must be above 0 here: without tuning nothing is isolated, and no file can name what to unlearn"
+            return [("defense.tuning_epochs", expected)] if given else []
+        found = "neither" if self.training is None else "both"
+        return [("training", f"must be given, or a defense, which has a schedule of its own; there are {found}")]
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the whole training, whoever trains."""
+        if self.training is not None:
+            return self.training.epochs
+        return len(self.defense.impl.schedule) if self.defense is not None else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,106 +203,12 @@ def measure(plan: CentralPlan, data: CentralData, model: nn.Module) -> Notes:
     return judge(model, dataset.test, dataset.classes, trigger, target)
 
 
-def train_central(
-    plan: CentralPlan, data: CentralData, folder: Path, on_epoch: Callable[[Notes], None] | None = None
-) -> nn.Module:
-    """Train, or go on with, a model; finished epochs are never lost.
-
-    Args:
-        plan: What to train.
-        data: Its data.
-        folder: ``central.yaml`` (the plan), ``state.safetensors`` (weights, momentum, epoch), ``epochs.jsonl`` and at
-            the end ``model.safetensors``.
-        on_epoch: Called with each new epoch's line.
-
-    Returns:
-        The trained model, in eval mode.
-
-    Raises:
-        ScenarioError: If the folder holds another training.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    _claim(plan, folder)
-    model = new_model(plan, data.dataset)
-    if (folder / MODEL).exists():
-        load_checkpoint(model, folder / MODEL)
-        return model.eval()
-    optimizer = sgd(model, plan.training)
-    done = _restore(plan, model, optimizer, folder)
-    _keep_lines(folder / LOG, done)
-    for epoch in range(done, plan.training.epochs):
-        rng = torch_rng(plan.seed, "central", epoch)
-        losses = train_epoch(model, optimizer, data.train, plan.training, epoch, rng)
-        line = {"epoch": epoch + 1, "loss": float(losses.mean()), **measure(plan, data, model)}
-        with open(folder / LOG, "a", encoding="utf-8") as file:  # first: a line too many is cut off, one less is lost
-            file.write(json.dumps(line) + "\n")
-        _save(plan, model, optimizer, folder, epoch + 1)
-        if on_epoch is not None:
-            on_epoch(line)
-    save_safetensors(model, folder / MODEL)
-    (folder / STATE).unlink(missing_ok=True)
-    return model.eval()
-
-
 def identity(plan: CentralPlan) -> str:
     """Return a hash of all that decides the weights."""
     plain: dict[str, Any] = dict(to_plain(plan))
     plain["data"] = {key: value for key, value in plain["data"].items() if key != "root"}
     if plan.poison is not None and isinstance(plain["poison"]["trigger"].get("file"), str):
         plain["poison"]["trigger"]["file"] = content_of(plain["poison"]["trigger"]["file"])
+    if plan.defense is None:
+        del plain["defense"]  # trainings from before there was such a field are what they were
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-
-
-def _claim(plan: CentralPlan, folder: Path) -> None:
-    """Write down what is trained in a folder, or refuse one that holds something else."""
-    held, remedy = "", "choose another folder, or remove this one"
-    if (folder / PLAN).exists():
-        held = "" if identity(load_central(folder / PLAN)) == identity(plan) else "holds another training"
-    elif (folder / MODEL).exists():
-        held = f"holds a model without {PLAN}, so that nothing says what it was trained on"
-    if held:
-        raise ScenarioError([Problem(path=str(folder), expected=held, remedy=remedy)])
-    if not (folder / STATE).exists() and not (folder / MODEL).exists():
-        part = folder / f".{PLAN}.part"
-        part.write_text(dump_yaml(to_plain(plan)), encoding="utf-8")
-        part.replace(folder / PLAN)
-
-
-def _keep_lines(log: Path, epochs: int) -> None:
-    """Cut off the lines of epochs that are trained again, and one that a kill left half written."""
-    if log.exists():
-        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-        part = log.with_name(f".{log.name}.part")
-        part.write_text("".join(lines[:epochs]), encoding="utf-8")
-        part.replace(log)
-
-
-def _save(plan: CentralPlan, model: nn.Module, optimizer: torch.optim.SGD, folder: Path, epoch: int) -> None:
-    tensors = {f"model.{name}": entry for name, entry in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
-        if buffer is not None:
-            tensors[f"momentum.{name}"] = buffer
-    save_tensors(tensors, folder / STATE, {"epoch": str(epoch), "identity": identity(plan)})
-
-
-def _restore(plan: CentralPlan, model: nn.Module, optimizer: torch.optim.SGD, folder: Path) -> int:
-    """Fill model and optimizer with the last finished epoch's state; return how many are done."""
-    if not (folder / STATE).exists():
-        return 0
-    tensors, marks = read_tensors(folder / STATE)
-    if marks.get("identity") != identity(plan):
-        remedy = "choose another folder, or remove this one"
-        raise ScenarioError([Problem(path=str(folder), expected="holds another training", remedy=remedy)])
-    state = {name.removeprefix("model."): entry for name, entry in tensors.items() if name.startswith("model.")}
-    model.load_state_dict(state)
-    for name, parameter in model.named_parameters():
-        buffer = tensors.get(f"momentum.{name}")
-        if buffer is not None:
-            optimizer.state[parameter]["momentum_buffer"] = buffer.to(memory_format=_format(parameter))
-    return int(marks["epoch"])
-
-
-def _format(parameter: torch.Tensor) -> torch.memory_format:
-    last = parameter.dim() == 4 and parameter.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format

@@ -10,19 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedbd.central import (
-    LOG,
-    MODEL,
-    PLAN,
-    STATE,
     CentralData,
     CentralPlan,
     assemble_central,
     identity,
     load_central,
     new_model,
-    train_central,
     twin_of,
 )
+from fedbd.central_training import LOG, MODEL, PLAN, STATE, train_central
 from fedbd.errors import DataError, Problem, UserError
 from fedbd.runs import LOCK, is_written, writing
 from fedbd.subject import attack_problems

@@ -90,7 +90,7 @@ def train(
             for training in wanted:
                 lines = [] if overwrite else training.lines()
                 last = lines[-1] if lines else None
-                live.begin(training.title, epochs=plan.training.epochs, done=len(lines), line=last)
+                live.begin(training.title, epochs=plan.epochs, done=len(lines), line=last)
                 carry_out(training, live.epoch, overwrite=overwrite)
     except KeyboardInterrupt:
         typer.secho("interrupted; finished epochs are kept, and the same command goes on from there", err=True)

@@ -67,6 +67,7 @@ METHODS: dict[str, dict[str, str]] = {
         "cw": "fedbd.attacks.cw:CW",
     },
     "local_defense": {"abl": "fedbd.defenses.local.abl:ABL"},
+    "central_defense": {"abl_central": "fedbd.defenses.local.abl_central:ABLCentral"},
     "secure_sum": {"ckks": "fedbd.crypto.ckks:Ckks"},
     "aggregation": {
         "mean": "fedbd.defenses.aggregation.mean:Mean",

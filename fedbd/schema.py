@@ -22,6 +22,7 @@ from fedbd.registry import METHODS, choice, near_miss, resolve
 from fedbd.types import (
     Aggregator,
     Attack,
+    CentralDefense,
     Cleanup,
     DataSource,
     Detector,
@@ -42,6 +43,7 @@ CONTRACTS: dict[str, type] = {
     "attack": Attack,
     "evasion": Evasion,
     "local_defense": LocalDefense,
+    "central_defense": CentralDefense,
     "aggregation": Aggregator,
     "cleanup": Cleanup,
     "detection": Detector,

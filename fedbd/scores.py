@@ -128,3 +128,23 @@ def score_measures(scores: ArrayLike, poisoned: ArrayLike, rng: np.random.Genera
         "positives": int(positive.size),
         "negatives": int(negative.size),
     }
+
+
+def isolation_quality(isolated: NDArray[np.int64] | None, truth: NDArray[np.int64] | None, samples: int) -> Notes:
+    """Compare isolated samples with the truly poisoned ones (EVIDENCE: precision, recall and size are recorded).
+
+    Args:
+        isolated: Indices that a local defense isolated, or None before it did.
+        truth: Poisoned indices; None where the client is honest.
+        samples: Size of the client's data set.
+    """
+    if isolated is None or len(isolated) == 0:
+        return {}
+    poisoned = np.empty(0, np.int64) if truth is None else truth
+    hits = int(np.isin(isolated, poisoned).sum())
+    return {
+        "isolated": len(isolated),
+        "isolation_share": len(isolated) / samples,
+        "isolation_precision": hits / len(isolated),
+        "isolation_recall": hits / len(poisoned) if len(poisoned) else None,
+    }

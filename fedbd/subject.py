@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import torch
 from torch import nn
 
-from fedbd.central import MODEL, PLAN, load_central
+from fedbd.central import load_central
+from fedbd.central_training import MODEL, PLAN
 from fedbd.data.trusted import Trusted
 from fedbd.errors import Problem, UserError
 from fedbd.models.checkpoint import load_checkpoint

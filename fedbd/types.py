@@ -7,7 +7,7 @@ values), which end in the round's record.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from fedbd.defenses.local.central_state import CentralState
     from fedbd.training import TrainingPlan
 
 Notes = dict[str, Any]
@@ -285,6 +286,35 @@ class LocalDefense(Protocol):
         self, model: nn.Module, data: Samples, plan: TrainingPlan, memory: Memory, rng: torch.Generator
     ) -> tuple[Memory, Notes]:
         """Train ``model`` in place; return the memory for the client's next participation, and notes."""
+        ...
+
+
+@runtime_checkable
+class CentralDefense(Protocol):
+    """Trains a model on a single, possibly poisoned data set, epoch by epoch, in a schedule of its own."""
+
+    @property
+    def schedule(self) -> Sequence[Any]:
+        """All epochs in their order; each says its ``stage``."""
+        ...
+
+    @property
+    def needs_isolated(self) -> bool:
+        """Whether ``start`` must be told what to unlearn."""
+        ...
+
+    def start(self, data: Samples, rng: torch.Generator, isolated: NDArray[np.int64] | None = None) -> CentralState:
+        """Return the state before the first epoch."""
+        ...
+
+    def epochs(
+        self, model: nn.Module, data: Samples, rng: torch.Generator, state: CentralState
+    ) -> Iterator[CentralState]:
+        """Train one epoch after the other in place, from ``state`` on, and yield the state after each."""
+        ...
+
+    def notes(self, state: CentralState) -> Notes:
+        """Return what was found by ``state``."""
         ...
 
 

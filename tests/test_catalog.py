@@ -100,8 +100,11 @@ def test_an_unknown_method(word: str, message: str) -> None:
 def test_an_unknown_kind() -> None:
     with pytest.raises(UserError) as caught:
         entries("cleanups")
-    kinds = "data, partition, model, trigger, attack, evasion, local_defense, secure_sum, aggregation, cleanup"
-    assert str(caught.value) == f"kind: must be {kinds}, detection or strategy, got 'cleanups'; did you mean 'cleanup'?"
+    kinds = "data, partition, model, trigger, attack, evasion, local_defense, central_defense, secure_sum, aggregation"
+    assert (
+        str(caught.value)
+        == f"kind: must be {kinds}, cleanup, detection or strategy, got 'cleanups'; did you mean 'cleanup'?"
+    )
 
 
 # The registry.
@@ -138,7 +141,13 @@ def test_one_of_our_own_that_cannot_be_imported_is_no_mistake_of_the_user(monkey
 
 @pytest.mark.parametrize(
     ("kind", "package"),
-    [("cleanup", "cleanup"), ("detection", "detection"), ("aggregation", "aggregation"), ("local_defense", "local")],
+    [
+        ("cleanup", "cleanup"),
+        ("detection", "detection"),
+        ("aggregation", "aggregation"),
+        ("local_defense", "local"),
+        ("central_defense", "local"),
+    ],
 )
 def test_every_defense_can_be_imported_from_its_package(kind: str, package: str) -> None:
     """``from fedbd.defenses.cleanup import RNP``, as in a notebook."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,6 @@ import pytest
 import torch
 
 from fedbd.central import (
-    LOG,
-    MODEL,
-    PLAN,
-    STATE,
     CentralPlan,
     assemble_central,
     draw_trusted,
@@ -21,11 +18,13 @@ from fedbd.central import (
     load_central,
     measure,
     new_model,
-    train_central,
     twin_of,
 )
+from fedbd.central_training import LOG, MODEL, NOTES, PLAN, STATE, train_central
 from fedbd.errors import ScenarioError, UserError
-from fedbd.models.checkpoint import save_safetensors
+from fedbd.models.checkpoint import read_tensors, save_safetensors, save_tensors
+from fedbd.schema import to_plain
+from fedbd.seeding import torch_rng
 from fedbd.types import Notes
 
 TEXT = """\
@@ -159,7 +158,7 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(plan: CentralPl
 def test_a_kill_before_the_state_is_saved_repeats_the_epoch_and_its_line_once(
     plan: CentralPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedbd import central
+    from fedbd import central_training as central
 
     data = assemble_central(plan)
     train_central(plan, data, tmp_path / "whole")
@@ -207,6 +206,90 @@ def test_the_folder_of_another_training_is_refused(plan: CentralPlan, tmp_path: 
         with pytest.raises(ScenarioError, match="holds another training"):
             train_central(other, data, tmp_path / "run")
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+ABL = """
+training: null
+defense:
+  {name: abl_central, tuning_epochs: 2, finetune_epochs: 2, unlearn_epochs: 1, ratio: 0.05,
+   batch_size: 64, lr: 0.05, late_from: 1}
+"""
+
+
+@pytest.fixture
+def defended(tmp_path: Path) -> CentralPlan:
+    path = tmp_path / "defended.yaml"
+    path.write_text("".join(line for line in TEXT.splitlines(keepends=True) if "training:" not in line) + ABL)
+    return load_central(path)
+
+
+def test_a_defense_trains_through_its_schedule_as_it_would_by_itself(defended: CentralPlan, tmp_path: Path) -> None:
+    data = assemble_central(defended)
+    trained = train_central(defended, data, tmp_path / "run")
+    alone = new_model(defended, data.dataset)
+    _, notes = defended.defense.impl.fit(alone, data.train, torch_rng(3, "central-defense"))  # type: ignore[union-attr]
+    assert all(
+        torch.equal(a, b) for a, b in zip(trained.state_dict().values(), alone.state_dict().values(), strict=True)
+    )
+    lines = [json.loads(line) for line in (tmp_path / "run" / LOG).read_text().splitlines()]
+    assert [line["stage"] for line in lines] == ["tuning", "tuning", "finetune", "finetune", "unlearn"]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5] == list(range(1, defended.epochs + 1))
+    assert json.loads((tmp_path / "run" / NOTES).read_text()) == notes
+    hits = np.isin(notes["isolated"], data.poisoned).mean()
+    assert [line.get("isolation_precision") for line in lines] == [None, hits, None, None, None]
+    assert lines[1]["isolated"] == len(notes["isolated"]) == int(0.05 * len(data.train))
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 4])
+def test_a_resumed_defense_is_the_uninterrupted_one(defended: CentralPlan, tmp_path: Path, stop: int) -> None:
+    data = assemble_central(defended)
+
+    def break_off(line: Notes) -> None:
+        if line["epoch"] == stop:
+            raise Stopped
+
+    train_central(defended, data, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train_central(defended, data, tmp_path / "parts", break_off)
+    train_central(defended, data, tmp_path / "parts")
+    for name in (MODEL, LOG, NOTES):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_central_training_has_one_way_to_train(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(TEXT + "defense: abl_central\n")
+    with pytest.raises(ScenarioError, match=r"training: must be given, or a defense.*there are both"):
+        load_central(path)
+    with pytest.raises(ScenarioError, match="there are neither"):
+        load_central(path, ["training=null", "defense=null"])
+    with pytest.raises(ScenarioError, match=r"defense\.tuning_epochs: must be above 0 here"):
+        load_central(path, ["training=null", "defense.tuning_epochs=0"])
+    assert load_central(path, ["training=null"]).epochs == 10 + 60 + 4
+
+
+def test_a_field_that_came_later_leaves_the_identity_of_older_trainings(
+    plan: CentralPlan, defended: CentralPlan
+) -> None:
+    old = to_plain(plan)
+    assert old.pop("defense") is None
+    del old["data"]["root"]
+    assert identity(plan) == hashlib.sha256(json.dumps(old, sort_keys=True).encode()).hexdigest()
+    assert len({identity(plan), identity(defended), identity(twin_of(defended))}) == 3
+
+
+def test_a_state_of_another_form_is_refused(plan: CentralPlan, tmp_path: Path) -> None:
+    data = assemble_central(plan)
+
+    def break_off(_: Notes) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        train_central(plan, data, tmp_path / "run", break_off)
+    tensors, marks = read_tensors(tmp_path / "run" / STATE)
+    save_tensors(tensors, tmp_path / "run" / STATE, {**marks, "form": "1"})
+    with pytest.raises(ScenarioError, match="holds what another version of fedbd began"):
+        train_central(plan, data, tmp_path / "run")
 
 
 def test_a_model_that_nothing_explains_is_refused(plan: CentralPlan, tmp_path: Path) -> None:

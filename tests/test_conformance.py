@@ -26,6 +26,7 @@ from fedbd.types import (
     Aggregator,
     Attack,
     AttackContext,
+    CentralDefense,
     Cleanup,
     Clues,
     Cohort,
@@ -93,6 +94,9 @@ ROWS = [
     Row("evasion", "cw", {"search_steps": 2, "iterations": 10}),
     Row("local_defense", "abl", {"isolate_after": 1, "confidence": None}),
     Row("local_defense", "abl", {"isolate_after": 1, "confidence": None, "objective": "joint"}),
+    Row(
+        "central_defense", "abl_central", {"tuning_epochs": 1, "finetune_epochs": 2, "unlearn_epochs": 1, "ratio": 0.1}
+    ),
     Row("aggregation", "mean"),
     Row("aggregation", "norm_clip", {"bound": 100.0}),
     Row("aggregation", "norm_clip", {"bound": 100.0, "where": "client"}),
@@ -136,6 +140,7 @@ PROTOCOLS = {
     "attack": Attack,
     "evasion": Evasion,
     "local_defense": LocalDefense,
+    "central_defense": CentralDefense,
     "aggregation": Aggregator,
     "cleanup": Cleanup,
     "detection": Detector,
@@ -305,6 +310,22 @@ def test_attack_poisons_for_its_target_and_repeats_itself(row: Row) -> None:
     assert np.array_equal(delta, given)
     assert (sent.shape, sent.dtype) == (delta.shape, np.float32)
     assert np.array_equal(sent, attack.tamper(delta, context(), generator(6)))
+
+
+@of("central_defense")
+def test_central_defense_goes_through_its_schedule_and_goes_on_from_any_epoch(row: Row) -> None:
+    data, defense = samples(48), build(row)
+    before = state(data)
+    whole, parts = (Cnn(width=4).build((1, PIXELS, PIXELS), CLASSES, generator()) for _ in range(2))
+    states = list(defense.epochs(whole, data, rng := generator(7), defense.start(data, rng)))
+    assert [now.done for now in states] == list(range(1, len(defense.schedule) + 1))
+    now = defense.start(data, generator(7))
+    for _ in defense.schedule:  # a fresh generator each time: a process of its own
+        now = next(iter(build(row).epochs(parts, data, generator(99), type(now).from_tensors(now.tensors()))))
+    assert flatten(parts).tobytes() == flatten(whole).tobytes()
+    assert json_values(defense.notes(now)) == defense.notes(states[-1])
+    assert not defense.needs_isolated
+    assert same(state(data), before)
 
 
 @of("local_defense")

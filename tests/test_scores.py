@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbd.scores import precision_at, roc_auc, score_measures, tpr_at_fpr
+from fedbd.scores import isolation_quality, precision_at, roc_auc, score_measures, tpr_at_fpr
 
 SCORES = st.lists(st.integers(-3, 3), min_size=1, max_size=12)
 
@@ -70,3 +70,15 @@ def test_score_measures_have_the_names_of_the_record_and_a_control():
     controls = [score_measures(scores, poisoned, np.random.default_rng(seed))["auc_shuffled"] for seed in range(200)]
     assert control in controls
     assert abs(np.mean(controls) - 0.5) < 0.03
+
+
+def test_isolation_quality_by_hand() -> None:
+    found = isolation_quality(np.array([1, 2, 3, 4]), np.array([3, 4, 5, 6, 7, 8]), 40)
+    assert found == {
+        "isolated": 4,
+        "isolation_share": 0.1,
+        "isolation_precision": 0.5,
+        "isolation_recall": pytest.approx(1 / 3),
+    }
+    assert isolation_quality(None, None, 10) == {}
+    assert isolation_quality(np.array([0]), None, 10)["isolation_recall"] is None

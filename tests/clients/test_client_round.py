@@ -24,7 +24,6 @@ from fedbd.seeding import torch_rng
 from fedbd.training import train
 
 client_round: Any = load_component(flower_app_dir(), "clients", "step", "client_round")
-isolation_quality: Any = load_component(flower_app_dir(), "clients", "step", "isolation_quality")
 GRID = {"trigger": {"name": "grid"}, "target": 0}
 RAW: dict[str, Any] = {
     "name": "client",
@@ -110,18 +109,6 @@ def test_isolation_on_an_honest_client_has_precision_0_and_no_recall(spied: Prep
     hits = int(((data.images[:, 0, -1, -1] == 255) & (data.labels == 0)).sum())
     expected = {"isolation_precision": 0.0, "isolation_recall": None} if hits else {}
     assert {name: value for name, value in result.notes.items() if name in expected} == expected
-
-
-def test_isolation_quality_by_hand() -> None:
-    found = isolation_quality(np.array([1, 2, 3, 4]), np.array([3, 4, 5, 6, 7, 8]), 40)
-    assert found == {
-        "isolated": 4,
-        "isolation_share": 0.1,
-        "isolation_precision": 0.5,
-        "isolation_recall": pytest.approx(1 / 3),
-    }
-    assert isolation_quality(None, None, 10) == {}
-    assert isolation_quality(np.array([0]), None, 10)["isolation_recall"] is None
 
 
 def test_integer_buffers_are_the_global_models_not_the_last_clients(prepared: Prepared) -> None:

@@ -59,17 +59,21 @@ class Epoch:
 class ABLCentral:
     """Train a clean model on a poisoned set: loss control, isolation, then fine-tuning and unlearning.
 
-    The defaults are the authors' code's. To stop and go on later, keep the model's state dict and the state's tensors
-    of an epoch (``fedbd.models.checkpoint.save_tensors`` writes such)::
+    The defaults are the authors' code's. ``fedbd train`` carries it out with a checkpoint an epoch (``defense`` in the
+    file of a central training). By hand, keep weights and state of an epoch together, in one file: a kill between two
+    would leave weights that do not belong to the state (``fedbd.models.checkpoint.save_tensors`` replaces it in one
+    step)::
 
         def keep(state):
-            save_tensors(model.state_dict(), path_of_weights, {})
-            save_tensors(state.tensors(), path_of_state, {})
+            weights = {f"model.{name}": entry for name, entry in model.state_dict().items()}
+            save_tensors(weights | {f"state.{name}": entry for name, entry in state.tensors().items()}, path, {})
 
         model, notes = ABLCentral().fit(model, data, rng, on_epoch=keep)
 
-        model.load_state_dict(read_tensors(path_of_weights)[0])  # in another process
-        state = CentralState.from_tensors(read_tensors(path_of_state)[0])
+        kept, _ = read_tensors(path)  # in another process
+        part = lambda start: {n.removeprefix(start): t for n, t in kept.items() if n.startswith(start)}
+        model.load_state_dict(part("model."))
+        state = CentralState.from_tensors(part("state."))
         model, notes = ABLCentral().fit(model, data, rng, on_epoch=keep, state=state)
 
     Attributes:
@@ -144,6 +148,11 @@ class ABLCentral:
         """Return what is wrong between the fields."""
         found = [("nesterov", "needs a momentum above 0")] if self.nesterov and self.momentum == 0 else []
         return found if self.schedule else [*found, ("finetune_epochs", "must be above 0 where no stage has an epoch")]
+
+    @property
+    def needs_isolated(self) -> bool:
+        """Whether ``start`` must be told what to unlearn: there are no epochs to find it in."""
+        return self.tuning_epochs == 0
 
     @property
     def schedule(self) -> tuple[Epoch, ...]:

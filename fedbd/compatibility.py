@@ -15,7 +15,7 @@ from fedbd.errors import Problem, ScenarioError
 from fedbd.field_values import shown
 from fedbd.registry import either, location
 from fedbd.roles import assignment, locally_defended, members, planned_window, role_of, selected
-from fedbd.scenario import TWIN, Scenario, with_open_windows
+from fedbd.scenario import TWIN, Scenario, memory_in_reach, with_open_windows
 from fedbd.summary import LAST_ROUNDS
 from fedbd.types import Need, Role
 
@@ -407,6 +407,17 @@ def engine_fits(s: Scenario) -> Iterator[Problem]:
         yield Problem(path="engine.executor", expected="must be process unless engine.name is local", got="'serial'")
 
 
+def checkpoint_can_hold(s: Scenario) -> Iterator[Problem]:
+    """A checkpoint holds all of a run."""
+    if s.checkpoint is not None and not memory_in_reach(s):
+        yield Problem(
+            path="checkpoint",
+            expected=f"must be null with a local defense on engine {s.engine.name}: what clients remember lies in "
+            "Flower's runtime, out of a checkpoint's reach",
+            remedy="leave it out, or set engine: local",
+        )
+
+
 CHECKS: tuple[Check, ...] = (
     name_is_a_folder,
     cohort_fits,
@@ -433,4 +444,5 @@ CHECKS: tuple[Check, ...] = (
     strategy_known,
     proximal_term_acts,
     engine_fits,
+    checkpoint_can_hold,
 )

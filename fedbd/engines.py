@@ -43,7 +43,9 @@ def flower_app_dir() -> Path:
     return here / "flower-app"
 
 
-def execute(scenario: Scenario, folder: Path, twin: Path | None, poll: Poll | None = None) -> dict[str, Any]:
+def execute(
+    scenario: Scenario, folder: Path, twin: Path | None, poll: Poll | None = None, *, resume: str = ""
+) -> dict[str, Any]:
     """Run a scenario on its engine.
 
     Args:
@@ -51,6 +53,7 @@ def execute(scenario: Scenario, folder: Path, twin: Path | None, poll: Poll | No
         folder: The run's folder.
         twin: The folder of the finished attack-free twin.
         poll: Called now and then while another process runs the rounds.
+        resume: ``same-code`` or ``other-code``: go on with the unfinished run in the folder (see ``server/app.py``).
 
     Returns:
         The run's summary.
@@ -62,6 +65,7 @@ def execute(scenario: Scenario, folder: Path, twin: Path | None, poll: Poll | No
     scenario = _absolute(scenario)
     config = {"scenario-json": json.dumps(to_dict(scenario)), "out-dir": str(folder.resolve())}
     config["twin-dir"] = str(twin.resolve()) if twin is not None else ""
+    config["resume"] = resume
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         observed = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedbd-observed-")))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,16 @@ def _ask_git(folder: Path, *words: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+@cache
+def code_digest(app_dir: Path) -> str:
+    """Return a hash of fedbd's sources, with those of the Flower app in a folder: same records need the same code."""
+    digest = hashlib.sha256()
+    for folder in (Path(__file__).resolve().parent, app_dir / "clients", app_dir / "server"):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def cores() -> int:

@@ -183,7 +183,7 @@ def _child(job: Job, verdict: Connection) -> None:
             log = os.open(job.folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.dup2(log, sys.stdout.fileno())
             os.dup2(log, sys.stderr.fileno())
-            execute(job.scenario, job.folder, job.twin)
+            execute(job.scenario, job.folder, job.twin, resume=job.resume)
         _say(verdict, "done")
     except UserError as error:
         _say(verdict, "user", str(error))

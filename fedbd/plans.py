@@ -264,6 +264,17 @@ class EvaluationPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointPlan:
+    """When a run saves where it stands, for ``fedbd resume``; never changes a record.
+
+    Attributes:
+        every: After every so many rounds, and after the last one.
+    """
+
+    every: Positive = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class EnginePlan:
     """How the run is carried out; never changes a record.
 

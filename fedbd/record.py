@@ -21,8 +21,10 @@ __all__ = [
     "RoundRecord",
     "RunFolder",
     "plain",
+    "read_environment",
     "read_rounds",
     "read_summary",
+    "resumed_from",
     "round_record",
     "same_records",
 ]
@@ -70,6 +72,27 @@ class RunFolder:
 
         _write(self.path / ENVIRONMENT, _dumps(describe(devices=devices, threads=threads), indent=2) + "\n")
 
+    def cut_back(self, last: int) -> None:
+        """Drop the rounds after ``last`` (-1: all) and the summary: a run that was ended goes on from there."""
+        self.keep_rounds(last)
+        (self.path / SUMMARY).unlink(missing_ok=True)
+
+    def note_resumed(self, last: int, *, damaged: Sequence[str] = (), threads: int | None = None) -> None:
+        """Note in ``environment.json`` after which round a run was taken up again, and on what.
+
+        Args:
+            last: The last round that was kept.
+            damaged: Checkpoints that could not be read.
+            threads: Threads per client, where the engine fixed them.
+        """
+        from fedbd.environment import describe  # noqa: PLC0415 - see above
+
+        here = describe(threads=threads)
+        first = read_environment(self.path) or here
+        part = {"from_round": max(last, 0), "damaged_checkpoints": list(damaged), **here}
+        whole = {**first, "resumed": [*first.get("resumed", []), part]}
+        _write(self.path / ENVIRONMENT, _dumps(whole, indent=2) + "\n")
+
     def append_round(self, record: Mapping[str, Any]) -> None:
         """Append one line to ``rounds.jsonl`` and see it onto the disk.
 
@@ -98,7 +121,7 @@ def _refuse_to_overwrite(path: Path, resume: bool) -> None:
     if found == FINISHED:
         remedy = "choose another folder, or remove this one"
     elif done and not resume:
-        remedy = "resume that run, choose another folder, or remove this one"
+        remedy = f"continue it with `fedbd resume {path}`, choose another folder, or remove this one"
     else:
         return
     got = f"a {'finished' if found == 'finished' else 'started'} run with {done} recorded rounds"
@@ -157,6 +180,19 @@ def read_summary(path: str | Path) -> dict[str, Any] | None:
         return _mapping(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
     except ValueError as error:
         raise _damaged(str(file), error) from error
+
+
+def read_environment(path: str | Path) -> dict[str, Any] | None:
+    """Return ``environment.json`` of a run's folder, None where it is not there or damaged: it decides nothing."""
+    try:
+        return _mapping(json.loads((Path(path) / ENVIRONMENT).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def resumed_from(path: str | Path) -> list[int]:
+    """Return after which rounds a run was taken up again, [] for one that never was."""
+    return [int(part["from_round"]) for part in (read_environment(path) or {}).get("resumed", [])]
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -20,4 +20,5 @@ def message_text(scenario: Scenario) -> str:
     for name in ("every", "samples"):  # when and on what the server measures
         del plain["evaluation"][name]
     plain["start"] = None  # the weights travel, the file that they came from is the server's
+    del plain["checkpoint"]
     return json.dumps(plain, sort_keys=True)

@@ -13,16 +13,17 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fedbd.checkpoint import can_resume, read_checkpoint, stamp_of
 from fedbd.engines import execute, flower_app_dir
+from fedbd.environment import code_digest
 from fedbd.errors import Problem, UserError
 from fedbd.flower.strategies import inner_strategy
 from fedbd.flower.strategy import DefendedStrategy
 from fedbd.prepared import prepare
-from fedbd.record import FINISHED, ROUNDS, SCENARIO, read_rounds, read_summary
+from fedbd.record import FINISHED, ROUNDS, SCENARIO, RunFolder, read_rounds, read_summary
 from fedbd.roles import attack_window
 from fedbd.scenario import Scenario, fingerprint, twin_of
 
@@ -48,12 +49,14 @@ class Job:
         folder: Where.
         needs: The job whose folder holds the attack-free twin, if one must be done first.
         twin: The twin's folder.
+        resume: ``same-code`` or ``other-code``: go on with the unfinished run in the folder (see ``fedbd.resuming``).
     """
 
     scenario: Scenario
     folder: Path
     needs: Path | None = None
     twin: Path | None = None
+    resume: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,13 +90,19 @@ def run(scenario: Scenario, out: str | Path = "runs", *, overwrite: bool = False
     jobs = plan([scenario], Path(out), overwrite=overwrite)
     for job in jobs:
         with writing(job.folder):
-            execute(job.scenario, job.folder, job.twin)
-    folder = jobs[-1].folder
+            execute(job.scenario, job.folder, job.twin, resume=job.resume)
+    return result_of(jobs[-1].folder)
+
+
+def result_of(folder: Path) -> RunResult:
+    """Return the finished run in a folder."""
     return RunResult(folder, read_summary(folder) or {}, read_rounds(folder))
 
 
 def plan(scenarios: Sequence[Scenario], out: Path, *, overwrite: bool = False) -> list[Job]:
     """Return the jobs for some scenarios, twins first; a twin that several share, or that is done, is run once.
+
+    A twin that was ended goes on where it stood.
 
     Args:
         scenarios: What to run.
@@ -118,13 +127,15 @@ def plan(scenarios: Sequence[Scenario], out: Path, *, overwrite: bool = False) -
         problems += [problem for problem in wrong if problem not in problems]
     own = {identity(twin_of(s)): folder for folder, s in folders.items() if attack_window(s) is None}
     twins: dict[str, Job] = {}
-    jobs = [_job(scenario, folder, out, own, twins) for folder, scenario in folders.items()]
-    problems += [_written(twin.folder) for twin in twins.values() if is_written(twin.folder)]
+    jobs = [job_for(scenario, folder, out, own, twins) for folder, scenario in folders.items()]
+    problems += [written(twin.folder) for twin in twins.values() if is_written(twin.folder)]
     if problems:
         raise UserError(problems, "nothing was started:")
-    for folder in (*folders, *(twin.folder for twin in twins.values())):
+    for folder in (*folders, *(twin.folder for twin in twins.values() if not twin.resume)):
         if folder.exists():
             shutil.rmtree(folder)
+    for twin in twins.values():
+        cut_back(twin)
     return [*twins.values(), *sorted(jobs, key=lambda job: job.needs is not None)]
 
 
@@ -145,18 +156,22 @@ def _taken(folder: Path, overwrite: bool) -> list[Problem]:
     if there.exists() and not (there.is_dir() and os.access(there, os.W_OK)):
         return [Problem(path=str(there), expected="must be a folder that can be written", remedy=elsewhere)]
     if is_written(folder):
-        return [_written(folder)]
+        return [written(folder)]
     if there != folder or all(entry.name == LOCK for entry in folder.iterdir()):
         return []
     if not any((folder / name).exists() for name in MARKS):
         return [Problem(path=str(folder), expected="must be new, empty or a run's folder", remedy=elsewhere)]
     if read_rounds(folder) and not overwrite:
-        remedy = f"pass --overwrite to replace it, or {elsewhere.removeprefix('pass ')}"
-        return [Problem(path=str(folder), expected="holds an earlier run", remedy=remedy)]
+        done = (read_summary(folder) or {}).get("status") == FINISHED
+        on = "" if done else f"continue it with `fedbd resume {folder}`, "
+        remedy = f"{on}pass --overwrite to replace it, or {elsewhere.removeprefix('pass ')}"
+        expected = f"holds an earlier run{'' if done else ' that did not finish'}"
+        return [Problem(path=str(folder), expected=expected, remedy=remedy)]
     return []
 
 
-def _written(folder: Path) -> Problem:
+def written(folder: Path) -> Problem:
+    """Return what to say of a folder that another process writes."""
     remedy = "wait until that has ended, or pass --out with another folder"
     return Problem(path=str(folder), expected="is being written by another fedbd run", remedy=remedy)
 
@@ -203,7 +218,7 @@ def _lock(folder: Path) -> int:
             time.sleep(_TICK)
         else:
             os.close(file)
-            raise UserError([_written(folder)])
+            raise UserError([written(folder)])
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file), os.stat(folder / LOCK)):
                 return file
@@ -222,7 +237,16 @@ def _locked(file: int, kind: int) -> bool:
     return True
 
 
-def _job(scenario: Scenario, folder: Path, out: Path, own: dict[str, Path], twins: dict[str, Job]) -> Job:
+def job_for(scenario: Scenario, folder: Path, out: Path, own: dict[str, Path], twins: dict[str, Job]) -> Job:
+    """Return the job for a scenario; the one for its twin, if that is still to be run, is added to ``twins``.
+
+    Args:
+        scenario: What to run.
+        folder: Where.
+        out: Folder for all runs.
+        own: Identity of a twin -> folder of a run that is the same, and is run, too.
+        twins: Identity -> job.
+    """
     if not scenario.evaluation.twin or attack_window(scenario) is None:
         return Job(scenario, folder)
     twin = twin_of(scenario)
@@ -233,8 +257,16 @@ def _job(scenario: Scenario, folder: Path, out: Path, own: dict[str, Path], twin
     if (read_summary(place) or {}).get("status") == FINISHED:
         return Job(scenario, folder, None, place)
     if key not in twins:
-        twins[key] = Job(twin, place)
+        unfinished = not is_written(place) and can_resume(place, stamp_of(twin, flower_app_dir()))
+        twins[key] = Job(twin, place, resume="same-code" if unfinished else "")
     return Job(scenario, folder, place, place)
+
+
+def cut_back(job: Job) -> None:
+    """Take what a resumed run will do again out of its folder, so that whoever watches it sees it once."""
+    if job.resume:
+        found = read_checkpoint(job.folder)
+        RunFolder(job.folder, resume=True).cut_back(found.round if found is not None else -1)
 
 
 def identity(scenario: Scenario) -> str:
@@ -245,19 +277,8 @@ def identity(scenario: Scenario) -> str:
     root = scenario.data.root or os.environ.get("FEDBD_DATA") or ""
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("fedbd", "flwr", "torch", "numpy")]
     place = str(Path(root).resolve()) if root else ""
-    text = "\n".join([fingerprint(scenario), scenario.engine.device, place, *versions, code_digest()])
+    text = "\n".join([fingerprint(scenario), scenario.engine.device, place, *versions, code_digest(flower_app_dir())])
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-@cache
-def code_digest() -> str:
-    """Return a hash of fedbd's sources, so that a change in a checkout makes finished twins stale."""
-    digest = hashlib.sha256()
-    app = flower_app_dir()
-    for folder in (Path(__file__).parent, app / "clients", app / "server"):
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def with_seeds(scenarios: Sequence[Scenario], seeds: int) -> list[Scenario]:

@@ -23,6 +23,7 @@ from fedbd.errors import Problem, ScenarioError
 from fedbd.field_values import shown
 from fedbd.plans import (
     AttackPlan,
+    CheckpointPlan,
     CleanupPlan,
     CohortPlan,
     DataPlan,
@@ -76,6 +77,8 @@ class Scenario:
         engine: How the run is carried out.
         on_client_failure: ``fail``: the run ends with the reason; ``skip``: the round goes on without the client, and
             the record names it.
+        checkpoint: When the run saves where it stands, for ``fedbd resume``. The default is null for a local defense on
+            engine ``ray`` or ``deployment``, where Flower's runtime keeps what clients remember.
     """
 
     name: Annotated[str, MinLen(1)]
@@ -101,6 +104,7 @@ class Scenario:
     evaluation: EvaluationPlan = EvaluationPlan()
     engine: EnginePlan = EnginePlan()
     on_client_failure: Literal["fail", "skip"] = "fail"
+    checkpoint: CheckpointPlan | None = CheckpointPlan()
 
     @property
     def cohort_size(self) -> int:
@@ -141,11 +145,12 @@ def to_dict(scenario: Scenario) -> dict[str, Any]:
 def fingerprint(scenario: Scenario) -> str:
     """Return a hash of all that decides the records.
 
-    That is the resolved scenario without its name, its engine, the folder of its data and what is measured beside the
-    run; a checkpoint and a trigger's file count by their content. When and on what a run is measured counts where it is
+    That is the resolved scenario without its name, its engine, the folder of its data, its checkpoints and what is
+    measured beside the run; a model to start from and a trigger's file count by their content. When and on what a run is measured counts where it is
     not the default.
     """
-    plain = {key: value for key, value in to_dict(scenario).items() if key not in ("name", "engine", "evaluation")}
+    beside = ("name", "engine", "evaluation", "checkpoint")
+    plain = {key: value for key, value in to_dict(scenario).items() if key not in beside}
     if (measured := (scenario.evaluation.every, scenario.evaluation.samples)) != (1, None):
         plain["measured"] = measured
     plain["data"] = {key: value for key, value in plain["data"].items() if key != "root"}
@@ -155,6 +160,11 @@ def fingerprint(scenario: Scenario) -> str:
         if isinstance(attack["trigger"].get("file"), str):
             attack["trigger"]["file"] = content_of(attack["trigger"]["file"])
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def memory_in_reach(scenario: Scenario) -> bool:
+    """Return whether a checkpoint reaches what clients remember: Flower's own runtimes keep that to themselves."""
+    return scenario.engine.name == "local" or scenario.local_defense is None
 
 
 def twin_of(scenario: Scenario) -> Scenario:
@@ -192,9 +202,13 @@ def from_dict(raw: object, heading: str = "") -> Scenario:
         raise ScenarioError([Problem(path="the scenario", expected=expected, got=shown(raw))], heading)
     if "bucket_size" not in raw and raw.get("secure_sum") is not None:
         raw = {**raw, "bucket_size": None}  # under encryption the default is one sum over the cohort
+    if raw.get("checkpoint") is False or raw.get("checkpoint") == "off":
+        raw = {**raw, "checkpoint": None}
     problems: list[Problem] = []
     scenario = parse(Scenario, raw, "", problems)
     if scenario is not None:
+        if "checkpoint" not in raw and not memory_in_reach(scenario):
+            scenario = dataclasses.replace(scenario, checkpoint=None)
         from fedbd.compatibility import check  # noqa: PLC0415 - it needs this module's classes
 
         problems.extend(check(scenario))

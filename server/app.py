@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import ConfigRecord, Context
+from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
+from fedbd.checkpoint import Checkpoint, Stamp, remove_checkpoints, stamp_of
 from fedbd.environment import cores
 from fedbd.errors import FedBDError
 from fedbd.flower.arrays import pack_all, view_all
@@ -25,9 +26,9 @@ from fedbd.flower.proxies import OrderedGrid
 from fedbd.flower.strategies import inner_strategy
 from fedbd.flower.strategy import AfterRound, DefendedStrategy
 from fedbd.models.checkpoint import load_checkpoint, save_safetensors
-from fedbd.params import assign, flatten, join
+from fedbd.params import assign, flatten, is_weight, join
 from fedbd.prepared import Prepared, prepared_from_json
-from fedbd.record import FINISHED, RunFolder, read_rounds
+from fedbd.record import FINISHED, RunFolder, read_rounds, resumed_from
 from fedbd.report.trigger_picture import draw_triggers
 from fedbd.roles import attack_window, draw_cohort, expected_images, planned_window
 from fedbd.run_text import message_text, scenario_text
@@ -37,6 +38,7 @@ from fedbd.types import Vector
 from fedbd.weighing import Weighing
 
 from .relearning import relearn
+from .saving import APP_DIR, Saver, take_up
 from .starting_point import StartingPoint
 from .step import Rounds
 
@@ -51,7 +53,8 @@ def main(grid: Grid, context: Context) -> None:
     """Run a scenario on whatever engine the grid belongs to.
 
     Run config: ``scenario-json`` (a resolved scenario) or ``scenario`` (a file in the app), ``out-dir`` (the run's
-    folder), ``twin-dir`` (the folder of the attack-free twin, or empty).
+    folder), ``twin-dir`` (the folder of the attack-free twin, or empty), ``resume`` (empty; ``same-code`` or
+    ``other-code``: go on with the unfinished run in the folder, and what may have written it).
     """
     config = context.run_config
     text = str(config.get("scenario-json", ""))
@@ -59,10 +62,11 @@ def main(grid: Grid, context: Context) -> None:
     scenario = from_dict(json.loads(text)) if text else load_scenario(here / str(config["scenario"]))
     out = Path(str(config.get("out-dir") or f"runs/{scenario.name}/seed-{scenario.seed}"))
     twin = str(config.get("twin-dir", ""))
-    serve(grid, scenario, RunFolder(out), Path(twin) if twin else None)
+    resume = str(config.get("resume", ""))
+    serve(grid, scenario, RunFolder(out, resume=bool(resume)), Path(twin) if twin else None, resume)
 
 
-def serve(grid: Grid, scenario: Scenario, folder: RunFolder, twin: Path | None) -> None:
+def serve(grid: Grid, scenario: Scenario, folder: RunFolder, twin: Path | None, resume: str = "") -> None:
     """Carry out a run; whatever ends it, the finished rounds and a summary with the reason stay on disk.
 
     Args:
@@ -70,12 +74,16 @@ def serve(grid: Grid, scenario: Scenario, folder: RunFolder, twin: Path | None) 
         scenario: What to run.
         folder: Where to write.
         twin: The folder of the finished attack-free twin, or none.
+        resume: See ``main``.
     """
     started = time.perf_counter()
     # Server-side training must give the same bits on any machine; evaluation spreads over cores by itself.
     torch.set_num_threads(1)
+    stamp = stamp_of(scenario, APP_DIR)
+    checkpoint = take_up(folder, stamp, other_code=resume == "other-code") if resume else None
     folder.write_scenario(scenario_text(scenario))
-    folder.write_environment(threads=1)
+    if not resume:
+        folder.write_environment(threads=1)
     observed = Path(os.environ.get("FEDBD_OBSERVER") or folder.path / "observations")
     prepared = Prepared(scenario, prepared_from_json(message_text(scenario)).federation)  # clients are told less
     rounds = Rounds(
@@ -88,36 +96,59 @@ def serve(grid: Grid, scenario: Scenario, folder: RunFolder, twin: Path | None) 
     status, reason = FINISHED, ""
     relearned: dict[str, Any] | None = None
     try:
-        _train(grid, scenario, prepared, rounds, folder)
+        _train(grid, scenario, prepared, rounds, folder, stamp, checkpoint)
         relearned = _relearn(grid, scenario, prepared, rounds, twin)
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         reason = str(error) if isinstance(error, FedBDError) else f"{type(error).__name__}: {error}"
         raise
     finally:
-        summary = _summary(scenario, rounds, status, reason, time.perf_counter() - started)
-        folder.write_summary({**summary, "relearning": relearned})
+        seconds = time.perf_counter() - started + _seconds_before(checkpoint, rounds)
+        summary = _summary(scenario, rounds, status, reason, seconds)
+        folder.write_summary({**summary, "resumed_from": resumed_from(folder.path), "relearning": relearned})
+    remove_checkpoints(folder.path)
 
 
-def _train(grid: Grid, scenario: Scenario, prepared: Prepared, rounds: Rounds, folder: RunFolder) -> None:
-    model = prepared.start_model()
+def _train(
+    grid: Grid,
+    scenario: Scenario,
+    prepared: Prepared,
+    rounds: Rounds,
+    folder: RunFolder,
+    stamp: Stamp,
+    checkpoint: Checkpoint | None,
+) -> None:
     if scenario.attacks:
         triggers = {attack.key: attack.trigger.impl for attack in scenario.attacks}
         draw_triggers(folder.path / "triggers.png", prepared.dataset.test, triggers)
-    weights = flatten(model)
-    rounds.start(weights)
     strategy = defended(scenario, prepared, rounds.after_round)
-    ordered = _ordered(grid, scenario, prepared, rounds)
-    state = {name: entry.numpy() for name, entry in model.state_dict().items()}
-    result = strategy.start(
-        ordered,
-        pack_all(state),
-        num_rounds=scenario.rounds,
-        timeout=patience(scenario),
-        train_config=ConfigRecord({"fedbd-scenario": message_text(scenario)}),
-    )
-    assign(model, join(view_all(result.arrays), prepared.layout))
+    saver = Saver(scenario=scenario, folder=folder, grid=grid, strategy=strategy, rounds=rounds, stamp=stamp)
+    arrays = _started(prepared, rounds) if checkpoint is None else saver.restore(checkpoint)
+    if strategy.done < scenario.rounds:
+        arrays = strategy.start(
+            _ordered(grid, scenario, prepared, rounds),
+            arrays,
+            num_rounds=scenario.rounds - strategy.done,
+            timeout=patience(scenario),
+            train_config=ConfigRecord({"fedbd-scenario": message_text(scenario)}),
+            evaluate_fn=saver.save,
+        ).arrays
+    model, state = prepared.new_model(), view_all(arrays)
+    assign(model, join(state, prepared.layout), {name: entry for name, entry in state.items() if not is_weight(entry)})
     save_safetensors(model, folder.path / MODEL)
+
+
+def _started(prepared: Prepared, rounds: Rounds) -> ArrayRecord:
+    """Write round 0; return the model that the run starts from."""
+    model = prepared.start_model()
+    rounds.start(flatten(model))
+    return pack_all({name: entry.numpy() for name, entry in model.state_dict().items()})
+
+
+def _seconds_before(checkpoint: Checkpoint | None, rounds: Rounds) -> float:
+    """Return what the rounds took that an earlier process did, as far as their lines tell."""
+    done = checkpoint.round if checkpoint is not None else -1
+    return sum(line["seconds"]["total"] or 0.0 for line in rounds.lines if line["round"] <= done)
 
 
 def _ordered(grid: Grid, scenario: Scenario, prepared: Prepared, rounds: Rounds) -> OrderedGrid:

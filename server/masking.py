@@ -42,3 +42,13 @@ def apply_mask(model: nn.Module, mask: Mask) -> None:
     with torch.no_grad():
         for name, off in mask.items():
             parameters[name][off.to(parameters[name].device)] = 0.0
+
+
+def mask_state(mask: Mask) -> dict[str, NDArray[np.bool_]]:
+    """Return a mask as arrays for a checkpoint."""
+    return {name: off.numpy() for name, off in mask.items()}
+
+
+def mask_from(state: Mapping[str, NDArray[np.bool_]]) -> Mask:
+    """Return the mask that ``mask_state`` took apart."""
+    return {name: torch.from_numpy(off.copy()) for name, off in state.items()}

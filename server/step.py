@@ -20,7 +20,7 @@ from fedbd.types import Clues, Notes, Role, Vector
 
 from .cleaning import Cleaned, clean
 from .detecting import detect, own_data
-from .masking import Mask, apply_mask, joined, mask_of
+from .masking import Mask, apply_mask, joined, mask_from, mask_of, mask_state
 from .starting_point import StartingPoint
 
 MODELS = "models"
@@ -40,7 +40,7 @@ class Rounds:
         lines: The lines so far.
         noise: Largest distance of a decrypted value from the grid so far; None in the clear.
         repaired: By cleanup what it left behind when it last acted: where the re-learning test goes on from.
-        unrepaired: By round the model that no cleanup of that round repaired: the test's controls.
+        unrepaired: By round that ``repaired`` names the model that no cleanup of it repaired: the test's controls.
     """
 
     prepared: Prepared
@@ -119,6 +119,26 @@ class Rounds:
         reset = any(r.acted and r.plan.server_optimizer_state == "reset" for r, _ in cleaned)
         return Replacement(weights=weights, reset_optimizer=reset)
 
+    def state(self) -> Notes:
+        """Return what later rounds need beside the lines, as values and arrays for a checkpoint."""
+        reference = self._reference if self.prepared.scenario.cleanup else None
+        return {
+            "noise": self.noise,
+            "mask": mask_state(self._mask),
+            "reference": None if reference is None else flatten(reference),
+            "repaired": {key: point.state() for key, point in self.repaired.items()},
+            "unrepaired": {round_: point.state() for round_, point in self.unrepaired.items()},
+        }
+
+    def restore(self, lines: list[Notes], state: Mapping[str, Any]) -> None:
+        """Go on after the last of ``lines`` with what ``state`` returned then."""
+        self.lines = lines
+        self.noise = state["noise"]
+        self._mask = mask_from(state["mask"])
+        self._reference = None if state["reference"] is None else self._model(state["reference"])
+        self.repaired = {key: StartingPoint.from_state(point) for key, point in state["repaired"].items()}
+        self.unrepaired = {round_: StartingPoint.from_state(point) for round_, point in state["unrepaired"].items()}
+
     def _keep(self, model: nn.Module, round_: int) -> None:
         if round_ in (self.prepared.scenario.evaluation.keep_models or ()):
             place = self.folder.path / MODELS
@@ -179,6 +199,8 @@ class Rounds:
                 kept_off = joined(self._mask, mask if plan.mask == "persist" else {})
                 self.repaired[plan.key] = StartingPoint(round=round_, weights=flatten(result.model), mask=kept_off)
                 self.unrepaired[round_] = StartingPoint(round=round_, weights=flatten(model), mask=held)
+        used = {point.round for point in self.repaired.values()}
+        self.unrepaired = {number: point for number, point in self.unrepaired.items() if number in used}
         return done, served
 
     def _cleanup_record(self, cleaned: list[tuple[Cleaned, nn.Module]], round_: int) -> Notes:

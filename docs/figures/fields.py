@@ -55,6 +55,7 @@ SECTIONS: dict[str, tuple[type, str]] = {
     ),
     "evaluation": (plans.EvaluationPlan, ""),
     "engine": (plans.EnginePlan, ""),
+    "checkpoint": (plans.CheckpointPlan, "`off` or `null`: none, and a run that was ended cannot go on."),
     "Central training": (
         CentralPlan,
         "What `fedbd train` reads, in a file of its own: one model on one data set, as in scenarios/central.",

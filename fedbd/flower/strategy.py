@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ from fedbd.flower.folding import Fold
 from fedbd.flower.mods import SECURE
 from fedbd.flower.outcome import Outcome, Replacement
 from fedbd.flower.proxies import CohortGrid, OrderedGrid
+from fedbd.flower.saving import restore_strategy, strategy_state
 from fedbd.params import Layout, join, layout_of, split
 from fedbd.seeding import numpy_rng, torch_rng
 from fedbd.sums import bucket_of
@@ -78,6 +79,9 @@ class DefendedStrategy(Strategy):
         build: Makes a model of flat weights, for rules that need one; see ``Cohort.build``.
         after_round: See ``AfterRound``.
         timeout: Seconds for one exchange.
+        memory: What the aggregation rule remembers.
+        done: Rounds that lie behind: Flower's ``start`` counts from 1, and a run that is taken up again goes on from
+            here (``load_state_dict`` sets it).
     """
 
     strategy: Strategy
@@ -95,6 +99,7 @@ class DefendedStrategy(Strategy):
     after_round: AfterRound | None = None
     timeout: float = 3600.0
     memory: Memory = field(default_factory=dict)
+    done: int = 0
     _round: _Round | None = None
 
     def __post_init__(self) -> None:
@@ -114,6 +119,20 @@ class DefendedStrategy(Strategy):
         for name, value in (("min_train_nodes", 1), ("min_available_nodes", 1), ("fraction_train", 1.0)):
             if hasattr(self.strategy, name):  # cohorts are ours to draw; the inner strategy takes all it is shown
                 setattr(self.strategy, name, value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a later process needs to go on: values and arrays for a checkpoint (see ``fedbd.saved_state``).
+
+        Raises:
+            Unsaveable: If the inner strategy keeps what no checkpoint can hold.
+        """
+        return {"memory": dict(self.memory), "strategy": strategy_state(self.strategy)}
+
+    def load_state_dict(self, state: Mapping[str, Any], done: int) -> None:
+        """Take up what ``state_dict`` returned after round ``done``; the next round of ``start`` is the one after."""
+        self.memory = state["memory"]
+        restore_strategy(self.strategy, state["strategy"])
+        self.done = done
 
     def summary(self) -> None:
         """Log the inner strategy's summary."""
@@ -136,6 +155,7 @@ class DefendedStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Draw the cohort and let the inner strategy address it."""
+        server_round += self.done
         ordered = grid if isinstance(grid, OrderedGrid) else OrderedGrid(grid, self.clients)
         nodes = ordered.nodes()
         cohort = tuple(self.cohort(server_round)) if self.cohort is not None else tuple(sorted(nodes))
@@ -205,6 +225,7 @@ class DefendedStrategy(Strategy):
             ClientFailed: If a client failed and ``on_client_failure`` is ``fail``, or nobody is left.
             SecureSumFailed: If the decryptions are not there or disagree.
         """
+        server_round += self.done
         now = self._round
         if now is None or now.number != server_round:
             raise RunFailed("aggregate_train was called without its configure_train")
@@ -312,8 +333,8 @@ class DefendedStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the inner strategy ask for federated evaluation, over all nodes."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
+        return self.strategy.configure_evaluate(server_round + self.done, arrays, config, grid)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Let the inner strategy aggregate evaluation replies."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
+        return self.strategy.aggregate_evaluate(server_round + self.done, replies)

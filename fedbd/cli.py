@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fedbd import __version__, cli_export, cli_models, cli_run, cli_show
+from fedbd import __version__, cli_export, cli_models, cli_resume, cli_run, cli_show
 from fedbd.cli_arguments import say
 from fedbd.errors import FedBDError, UserError
 
@@ -66,6 +66,7 @@ def _root(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": cli_run.run,
+    "resume": cli_resume.resume,
     "validate": cli_show.validate,
     "list": cli_show.list_,
     "show": cli_show.show,

@@ -5,6 +5,7 @@ Everything slow is imported by the command that needs it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,7 +31,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fedbd.jobs import Failure
+    from fedbd.runs import Job
     from fedbd.scenario import Scenario
+
+
+LogEvery = Annotated[
+    int | None,
+    typer.Option(min=1, help="Without a terminal: a line every so many rounds; default: some 100 lines a run."),
+]
+Table = Annotated[Path | None, typer.Option(help="Also write the comparison to this .csv or .json file.")]
 
 
 def run(
@@ -43,16 +52,10 @@ def run(
     twin: Annotated[bool, typer.Option(help="Also run the attack-free twins (the floor of the ASR).")] = True,
     quiet: Quiet = False,
     as_json: AsJson = False,
-    log_every: Annotated[
-        int | None,
-        typer.Option(min=1, help="Without a terminal: a line every so many rounds; default: some 100 lines a run."),
-    ] = None,
-    table: Annotated[Path | None, typer.Option(help="Also write the comparison to this .csv or .json file.")] = None,
+    log_every: LogEvery = None,
+    table: Table = None,
 ) -> None:
     """Run scenarios, several side by side, and compare them."""
-    from fedbd.environment import cores  # noqa: PLC0415
-    from fedbd.jobs import run_all  # noqa: PLC0415
-    from fedbd.report.console import LiveRuns  # noqa: PLC0415
     from fedbd.runs import plan, with_seeds  # noqa: PLC0415
 
     with in_json(as_json):
@@ -63,22 +66,55 @@ def run(
         raise_all(errors)
         wanted = with_seeds(loaded if twin else [_without_twin(scenario) for scenario in loaded], seeds)
         jobs = plan(wanted, out, overwrite=overwrite)
+    asked = [out / scenario.name / f"seed-{scenario.seed}" for scenario in wanted]
+    carry_out(jobs, asked, workers, Printed(quiet=quiet, as_json=as_json, log_every=log_every, table=table))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Printed:
+    """What a command that runs says.
+
+    Attributes:
+        quiet: Print failures only.
+        as_json: Print one JSON object in place of tables.
+        log_every: Without a terminal a line every so many rounds; None: some 100 lines a run.
+        table: A file for the comparison.
+    """
+
+    quiet: bool
+    as_json: bool
+    log_every: int | None
+    table: Path | None
+
+
+def carry_out(jobs: list[Job], asked: list[Path], workers: int | None, printed: Printed) -> None:
+    """Carry out jobs under a live table, then compare runs.
+
+    Args:
+        jobs: What to do, twins first.
+        asked: The folders to compare, the first one with all others; those that failed are left out.
+        workers: Processor cores; None: all.
+        printed: What is said meanwhile and at the end.
+
+    Raises:
+        Exit: With the status, if a run failed.
+    """
+    from fedbd.environment import cores  # noqa: PLC0415
+    from fedbd.jobs import run_all  # noqa: PLC0415
+    from fedbd.report.console import LiveRuns  # noqa: PLC0415
+
     console = terminal()
-    with LiveRuns(console, quiet=quiet or as_json, every=log_every, silent=as_json) as live:
+    silent = printed.as_json
+    with LiveRuns(console, quiet=printed.quiet or silent, every=printed.log_every, silent=silent) as live:
         for job in jobs:
             live.add(str(job.folder), name=job.scenario.name, seed=job.scenario.seed, rounds=job.scenario.rounds)
         failures = run_all(jobs, live, workers or cores())
-    order = [(scenario.name, scenario.seed) for scenario in wanted]  # the first arm is what others are compared with
-    asked = sorted(
-        (job for job in jobs if job.folder.parent.name != "twins"),
-        key=lambda job: order.index((job.scenario.name, job.scenario.seed)),
-    )
     failed = {failure.folder for failure in failures}
-    done = [job.folder for job in asked if job.folder not in failed]
-    if as_json:
-        _print_runs(done, failures, table)
+    done = [folder for folder in asked if folder not in failed]
+    if printed.as_json:
+        _print_runs(done, failures, printed.table)
     else:
-        _compare(console, done, quiet, table)
+        _compare(console, done, printed.quiet, printed.table)
     if failures:
         for failure in failures:
             say(f"{failure.folder}: {failure.reason}", fg="red")

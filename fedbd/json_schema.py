@@ -16,7 +16,7 @@ from typing import Any
 
 from fedbd.field_texts import sentences, summary, unmarked
 from fedbd.field_values import adapter
-from fedbd.plans import StrategyPlan
+from fedbd.plans import OFF, CheckpointPlan, StrategyPlan
 from fedbd.registry import CLOSED, METHODS, PATH, resolve
 from fedbd.schema import FLAT, Slot, slots_of, to_plain
 
@@ -86,6 +86,8 @@ def _fields(cls: type, definitions: dict[str, Json]) -> tuple[dict[str, Json], l
         form = _value(slot, definitions)
         if cls is StrategyPlan and name == "name":
             form = _name("strategy")
+        if slot.inner is CheckpointPlan:
+            form["anyOf"].append({"const": OFF})
         if name in texts:
             form["description"] = unmarked(texts[name])
         if not slot.required:

@@ -13,6 +13,8 @@ from fedbd.training import TrainingPlan
 
 Positive = Annotated[int, Ge(1)]
 Share = Annotated[float, Gt(0), Le(1)]
+OFF = "off"
+"""Another word for null in the field ``checkpoint``."""
 
 
 @dataclass(frozen=True, kw_only=True)

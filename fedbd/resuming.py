@@ -23,11 +23,13 @@ class Resumption:
     """What there is to do to finish some runs.
 
     Attributes:
+        asked: The folders, each once.
         jobs: Twins first.
         finished: Folders of runs that came to their end already.
         notes: Folder -> where its run goes on, in words.
     """
 
+    asked: list[Path]
     jobs: list[Job]
     finished: list[Path]
     notes: dict[Path, str]
@@ -79,7 +81,7 @@ def plan_resumption(folders: Sequence[Path], *, workers: int | None = None, othe
     _refuse([written(job.folder) for job in jobs if is_written(job.folder)], "nothing was started:")
     for job in jobs:
         cut_back(job)
-    return Resumption(jobs, finished, {folder: _where(each) for folder, (_, each) in found.items()})
+    return Resumption(asked, jobs, finished, {folder: _where(each) for folder, (_, each) in found.items()})
 
 
 def _refuse(problems: Sequence[Problem], heading: str = "") -> None:

@@ -25,6 +25,7 @@ from fedbd.flower.strategy import DefendedStrategy
 from fedbd.prepared import prepare
 from fedbd.record import FINISHED, ROUNDS, SCENARIO, RunFolder, read_rounds, read_summary
 from fedbd.roles import attack_window
+from fedbd.saved_state import Unsaveable
 from fedbd.scenario import Scenario, fingerprint, twin_of
 
 LOG = "log.txt"
@@ -143,9 +144,14 @@ def strategy_problems(scenario: Scenario) -> list[Problem]:
     """Return what is wrong with the Flower strategy: only building it tells, and a scenario loads without Flower."""
     try:
         inner = inner_strategy(scenario.strategy.name, scenario.strategy.arguments)
-        DefendedStrategy(inner, aggregation=scenario.aggregation.impl)
+        strategy = DefendedStrategy(inner, aggregation=scenario.aggregation.impl)
+        if scenario.checkpoint is not None:
+            strategy.state_dict()
     except UserError as error:
         return list(error.problems)
+    except Unsaveable as error:
+        remedy = "set checkpoint: null, or give the class state_dict and load_state_dict"
+        return [Problem(path="checkpoint", expected=f"cannot hold what the strategy keeps: {error}", remedy=remedy)]
     return []
 
 

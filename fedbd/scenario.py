@@ -22,6 +22,7 @@ from fedbd.data.trusted import Trusted
 from fedbd.errors import Problem, ScenarioError
 from fedbd.field_values import shown
 from fedbd.plans import (
+    OFF,
     AttackPlan,
     CheckpointPlan,
     CleanupPlan,
@@ -202,7 +203,7 @@ def from_dict(raw: object, heading: str = "") -> Scenario:
         raise ScenarioError([Problem(path="the scenario", expected=expected, got=shown(raw))], heading)
     if "bucket_size" not in raw and raw.get("secure_sum") is not None:
         raw = {**raw, "bucket_size": None}  # under encryption the default is one sum over the cohort
-    if raw.get("checkpoint") is False or raw.get("checkpoint") == "off":
+    if raw.get("checkpoint") == OFF:
         raw = {**raw, "checkpoint": None}
     problems: list[Problem] = []
     scenario = parse(Scenario, raw, "", problems)

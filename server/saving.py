@@ -79,7 +79,7 @@ class Saver:
             strategy = self.strategy.state_dict()
         except Unsaveable as error:
             remedy = "set checkpoint: null, or give the strategy state_dict and load_state_dict"
-            raise RunFailed(f"round {number}: a checkpoint cannot hold that {error}; {remedy}") from None
+            raise RunFailed(f"round {number}: no checkpoint can hold this: {error}; {remedy}") from None
         clients = self.grid.client_states() if isinstance(self.grid, LocalGrid) else {}
         state = {
             "arrays": view_all(arrays),

@@ -31,8 +31,8 @@ attacks:
 TRUSTED = "trusted: {size: 50}\n"
 TOP = (
     "name, rounds, data, model, seed, start, partition, trusted, training, cohort, attacks, local_defense, "
-    "local_defense_clients, strategy, "
-    "server_rate, secure_sum, bucket_size, aggregation, cleanup, detection, evaluation, engine, on_client_failure"
+    "local_defense_clients, strategy, server_rate, secure_sum, bucket_size, aggregation, cleanup, detection, "
+    "evaluation, engine, on_client_failure, checkpoint"
 )
 NOBODY = (
     "has no client that trains with it: attackers ignore it, a local defense has its own objective; give "

@@ -1,0 +1,238 @@
+"""A run that was ended and taken up again leaves the records of one that was not, on every engine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedbd.checkpoint import FOLDER
+from fedbd.engines import flower_app_dir
+from fedbd.errors import UserError
+from fedbd.flower.app_loader import load_component
+from fedbd.record import SCENARIO, read_rounds, read_summary, resumed_from, same_records
+from fedbd.resuming import plan_resumption, resume
+from fedbd.runs import LOCK, RunResult, plan, run, writing
+from fedbd.scenario import Scenario, from_dict
+
+Make = Callable[..., Scenario]
+SERIAL = {"executor": "serial"}
+ROUNDS = load_component(flower_app_dir(), "server", "step", "Rounds")
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "seed": 3,
+    "rounds": 5,
+    "data": "digits",
+    "partition": {"name": "iid", "clients": 3},
+    "cohort": {"size": 2},
+    "trusted": {"size": 60},
+    "model": {"name": "cnn", "width": 4},
+    "training": {"epochs": 1, "batch_size": 64, "lr": 0.05, "lr_decay": 0.9},
+    "attacks": [{"name": "badnets", "clients": {"ids": [0]}, "target": 0, "trigger": "grid"}],
+    "evaluation": {"twin": False},
+    "engine": SERIAL,
+}
+LOOP = {
+    "cleanup": [
+        {"name": "clp", "label": "kept", "u": 1.0, "rounds": [2], "mode": "in_loop", "rollback": None}
+        | {"mask": "persist", "server_optimizer_state": "keep"},
+        {"name": "finetune", "epochs": 1, "rounds": [4]},
+    ],
+    "strategy": {"name": "fedadam", "arguments": {"eta": 0.02}},
+}
+
+
+class Death(BaseException):
+    """Ends a run at once."""
+
+
+@contextmanager
+def death_after(line: int) -> Iterator[None]:
+    """Let a run die when the line of a round is on the disk, before its checkpoint."""
+    write = ROUNDS._write  # type: ignore[attr-defined]
+
+    def dying(self: Any, record: Any) -> None:
+        write(self, record)
+        if record["round"] == line:
+            raise Death
+
+    ROUNDS._write = dying  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        ROUNDS._write = write  # type: ignore[attr-defined]
+
+
+def dead(scenario: Scenario, out: Path, line: int) -> Path:
+    with death_after(line), pytest.raises(Death):
+        run(scenario, out)
+    return out / scenario.name / f"seed-{scenario.seed}"
+
+
+def measures(folder: Path) -> dict[str, Any]:
+    """The summary without what is said to differ, and without the times in its cleanups and detectors."""
+    found = read_summary(folder) or {}
+    volatile = ("seconds_total", "seconds_per_round", "peak_memory_bytes", "resumed_from", "cipher_noise")
+    kept = {name: value for name, value in found.items() if name not in volatile}
+    return json.loads(json.dumps(kept), object_hook=lambda entry: {k: v for k, v in entry.items() if k != "seconds"})
+
+
+def test_every_stage_goes_on(make: Make, reference: RunResult, tmp_path: Path) -> None:
+    folder = dead(make(SERIAL), tmp_path, 2)
+    assert [line["round"] for line in read_rounds(folder)] == [0, 1, 2]
+    assert (read_summary(folder) or {})["status"] == "failed"
+    assert sorted(entry.name for entry in (folder / FOLDER).iterdir()) == ["round-1.json", "round-1.npz"]
+    result = resume(folder)
+    assert same_records(reference.path, result.path) == []
+    assert measures(result.path) == measures(reference.path)
+    assert (result.summary["resumed_from"], reference.summary["resumed_from"]) == ([1], [])
+    assert (result.path / "model.safetensors").read_bytes() == (reference.path / "model.safetensors").read_bytes()
+    assert not (result.path / FOLDER).exists()
+    assert resume(folder).summary == result.summary  # a finished run is only read
+
+
+def test_encrypted_with_workers(make: Make, encrypted: RunResult, tmp_path: Path) -> None:
+    folder = dead(make({"workers": 2}, secure_sum={"name": "ckks"}), tmp_path, 2)
+    assert same_records(encrypted.path, resume(folder).path) == []
+
+
+@pytest.fixture(scope="module")
+def loop(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    """The uninterrupted run with a persistent mask, moments and the re-learning test."""
+    fields = {**SMALL, **LOOP, "evaluation": {"twin": False, "relearn": [1, 2]}}
+    return run(from_dict(fields), tmp_path_factory.mktemp("loop"))
+
+
+@pytest.mark.parametrize(("every", "deaths"), [(1, [2, 4]), (2, [1, 4, 5]), (3, [5])])
+def test_a_mask_moments_and_relearning_go_on_however_often_it_dies(
+    every: int, deaths: list[int], loop: RunResult, tmp_path: Path
+) -> None:
+    assert loop.rounds[2]["cleanup"]["kept"]["acted"]
+    assert loop.summary["relearning"] is not None
+    fields = {**SMALL, **LOOP, "evaluation": {"twin": False, "relearn": [1, 2]}, "checkpoint": {"every": every}}
+    folder = dead(from_dict(fields), tmp_path, deaths[0])
+    for line in deaths[1:]:
+        with death_after(line), pytest.raises(Death):
+            resume(folder)
+    result = resume(folder)
+    assert same_records(loop.path, result.path) == []
+    assert measures(result.path) == measures(loop.path)
+    assert result.summary["resumed_from"] == [(line - 1) // every * every for line in deaths]
+
+
+def test_the_mask_is_needed(loop: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {**SMALL, **LOOP, "evaluation": {"twin": False, "relearn": [1, 2]}}
+    folder = dead(from_dict(fields), tmp_path, 4)
+    restore = ROUNDS.restore  # type: ignore[attr-defined]
+    monkeypatch.setattr(ROUNDS, "restore", lambda self, lines, state: restore(self, lines, {**state, "mask": {}}))
+    assert same_records(loop.path, resume(folder).path) != []
+
+
+def test_the_relearning_stage_goes_on(loop: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {**SMALL, **LOOP, "evaluation": {"twin": False, "relearn": [1, 2]}, "checkpoint": {"every": 4}}
+    app = sys.modules[ROUNDS.__module__.replace(".step", ".app")]  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch, pytest.raises(Death):
+        patch.setattr(app, "relearn", lambda *_: (_ for _ in ()).throw(Death()))
+        run(from_dict(fields), tmp_path)
+    result = resume(tmp_path / "small" / "seed-3")
+    assert result.summary["resumed_from"] == [5]
+    assert same_records(loop.path, result.path) == []
+    assert measures(result.path) == measures(loop.path)
+
+
+def test_no_checkpoint_yet_means_from_the_first_round(tmp_path: Path) -> None:
+    whole = run(from_dict({**SMALL, "name": "whole"}), tmp_path)
+    folder = dead(from_dict(SMALL), tmp_path, 1)
+    assert not (folder / FOLDER).exists()
+    result = resume(folder)
+    assert same_records(whole.path, result.path) == []
+    assert result.summary["resumed_from"] == [0]
+
+
+def test_a_damaged_checkpoint_costs_a_round_and_is_named(tmp_path: Path) -> None:
+    whole = run(from_dict({**SMALL, "name": "whole"}), tmp_path)
+    folder = dead(from_dict(SMALL), tmp_path, 4)
+    with open(folder / FOLDER / "round-3.npz", "r+b") as file:
+        file.seek(500)
+        file.write(b"?")
+    planned = plan_resumption([folder])
+    assert "after round 2 (later ones are damaged: " in planned.notes[folder]
+    result = resume(folder)
+    assert same_records(whole.path, result.path) == []
+    assert resumed_from(folder) == [2]
+    [part] = json.loads((folder / "environment.json").read_text())["resumed"]
+    assert "round-3.json: must be a whole checkpoint" in part["damaged_checkpoints"][0]
+    assert part["packages"]["torch"]
+
+
+def test_a_twin_that_was_ended_goes_on_too(tmp_path: Path) -> None:
+    fields = {**SMALL, "evaluation": {"twin": True}}
+    whole = run(from_dict({**fields, "name": "whole"}), tmp_path / "whole")
+    with death_after(3), pytest.raises(Death):  # the twin runs first, and dies
+        run(from_dict(fields), tmp_path)
+    [twin] = (tmp_path / "twins").iterdir()
+    jobs = plan([from_dict(fields)], tmp_path)
+    assert [(job.folder, job.resume) for job in jobs] == [(twin, "same-code"), (tmp_path / "small" / "seed-3", "")]
+    result = run(from_dict(fields), tmp_path)
+    assert same_records(whole.path, result.path) == []
+    assert resumed_from(twin) == [2]
+
+
+def test_a_missing_twin_is_run_with_the_rest(tmp_path: Path) -> None:
+    import shutil
+
+    fields = {**SMALL, "evaluation": {"twin": True}}
+    whole = run(from_dict({**fields, "name": "whole"}), tmp_path / "whole")
+    run(from_dict({**fields, "rounds": 5, "name": "other"}), tmp_path)  # leaves the twin
+    folder = dead(from_dict(fields), tmp_path, 3)
+    shutil.rmtree(tmp_path / "twins")
+    result = resume(folder)
+    assert same_records(whole.path, result.path) == []
+    assert [path.name for path in (tmp_path / "twins").iterdir()] != []
+
+
+def refused(folder: Path, **more: Any) -> str:
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} if folder.is_dir() else {}
+    with pytest.raises(UserError) as error:
+        plan_resumption([folder], **more)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    return str(error.value)
+
+
+def test_what_cannot_go_on_is_refused_and_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "must be the folder of a run, got no folder; start it with `fedbd run`" in refused(tmp_path / "none")
+    assert "got a folder without scenario.yaml" in refused(tmp_path)
+    without = dead(from_dict({**SMALL, "checkpoint": None, "name": "without"}), tmp_path, 3)
+    assert "keeps no checkpoints (checkpoint: null), so nothing can go on; run it anew" in refused(without)
+    folder = dead(from_dict(SMALL), tmp_path, 3)
+    with writing(folder):
+        assert "is being written by another fedbd run" in refused(folder)
+    assert not (folder / LOCK).exists()
+    text = (folder / SCENARIO).read_text()
+    (folder / SCENARIO).write_text(text.replace("lr: 0.05", "lr: 0.06"))
+    assert "is of another scenario than the scenario.yaml beside it" in refused(folder, other_code=True)
+    (folder / SCENARIO).write_text(text)
+    for file in (folder / FOLDER).glob("*.npz"):
+        file.write_bytes(b"")
+    assert f"remove {folder / FOLDER}, and the run starts from its first round again" in refused(folder)
+
+
+def test_other_code_is_refused_unless_it_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(from_dict({**SMALL, "name": "whole"}), tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("fedbd.checkpoint.code_digest", lambda _: "older")
+        folder = dead(from_dict(SMALL), tmp_path, 3)
+    assert "was written by other code, so records might differ (fedbd's own sources changed)" in refused(folder)
+    assert same_records(whole.path, resume(folder, other_code=True).path) == []
+
+
+def test_run_says_how_to_go_on(tmp_path: Path) -> None:
+    folder = dead(from_dict(SMALL), tmp_path, 3)
+    with pytest.raises(UserError) as error:
+        plan([from_dict(SMALL)], tmp_path)
+    assert f"holds an earlier run that did not finish; continue it with `fedbd resume {folder}`" in str(error.value)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedbd.central import PLAN
+from fedbd.central_training import PLAN
 from fedbd.checkpoint import Checkpoint, differences, read_checkpoint, stamp_of
 from fedbd.engines import execute, flower_app_dir
 from fedbd.errors import Problem, UserError

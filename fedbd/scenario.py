@@ -147,8 +147,8 @@ def fingerprint(scenario: Scenario) -> str:
     """Return a hash of all that decides the records.
 
     That is the resolved scenario without its name, its engine, the folder of its data, its checkpoints and what is
-    measured beside the run; a model to start from and a trigger's file count by their content. When and on what a run is measured counts where it is
-    not the default.
+    measured beside the run; a model to start from and a trigger's file count by their content. When and on what a run
+    is measured counts where it is not the default.
     """
     beside = ("name", "engine", "evaluation", "checkpoint")
     plain = {key: value for key, value in to_dict(scenario).items() if key not in beside}

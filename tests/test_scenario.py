@@ -261,7 +261,13 @@ def variants(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path.removeprefix("."), changed(value)
 
 
-IGNORED = ("name", "engine.", "data.root", "checkpoint.", *(f"evaluation.{x}" for x in ("twin", "relearn", "keep_models")))
+IGNORED = (
+    "name",
+    "engine.",
+    "data.root",
+    "checkpoint.",
+    *(f"evaluation.{x}" for x in ("twin", "relearn", "keep_models")),
+)
 
 
 def test_the_fingerprint_names_what_was_computed_and_nothing_else() -> None:

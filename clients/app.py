@@ -14,11 +14,12 @@ from fedbd.flower.observer import observe
 from fedbd.params import is_weight, join, layout_of, split
 from fedbd.prepared import prepared_from_json
 
+from . import faults
 from .step import client_round
 
 MEMORY = "fedbd.memory"
 
-app = ClientApp(mods=[protocol_mod])
+app = ClientApp(mods=[faults.outer, protocol_mod, faults.inner])
 
 
 @app.train()

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from fedbd import fault_rules
 from fedbd.errors import Problem, ScenarioError
 from fedbd.field_values import shown
 from fedbd.registry import either, location
@@ -445,4 +446,5 @@ CHECKS: tuple[Check, ...] = (
     proximal_term_acts,
     engine_fits,
     checkpoint_can_hold,
+    *fault_rules.CHECKS,
 )

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,12 @@ from fedbd.flower.local_grid import LocalGrid
 from fedbd.flower.mods import AGENT
 from fedbd.flower.runtime import run_app
 from fedbd.plans import AttackPlan
-from fedbd.record import FINISHED, RunFolder, read_rounds, read_summary
+from fedbd.record import FINISHED, SUMMARY, RunFolder, read_rounds, read_summary
 from fedbd.scenario import Scenario, to_dict
 
 Poll = Callable[[], None]
+LINGER = 30.0
+"""Seconds that Flower's runtime may take to end after the run's summary is written."""
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -126,6 +129,33 @@ def _local(scenario: Scenario, config: dict[str, str], env: dict[str, str], agen
         server(grid=grid, context=context)  # type: ignore[operator]
 
 
+class _Lingers(Exception):  # noqa: N818 - it never leaves this module
+    """The run is over, its runtime is not: Ray waits for a client that never ends."""
+
+
+def _ending(folder: Path, poll: Poll | None) -> Poll:
+    """Return a poll that also ends a runtime which outlives its run."""
+    before, since = _written(folder), 0.0
+
+    def look() -> None:
+        nonlocal since
+        if poll is not None:
+            poll()
+        if not since and _written(folder) != before:
+            since = time.monotonic()
+        if since and time.monotonic() - since > LINGER:
+            raise _Lingers
+
+    return look
+
+
+def _written(folder: Path) -> int:
+    """Return when a run's summary was written (a run that is taken up again has one), 0 where there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        return (folder / SUMMARY).stat().st_mtime_ns
+    return 0
+
+
 @contextlib.contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in values}
@@ -155,19 +185,22 @@ def _flower(
     client_env = {**passed, **env}
     if mode == "ray" and agent is not None:  # one process tree: the runtime has no place for a node's own settings
         client_env["FEDBD_KEY_AGENT"] = agent.handle
-    outcome = run_app(
-        flower_app_dir(),
-        mode="ray" if mode == "ray" else "deployment",
-        clients=scenario.partition.clients,
-        run_config=config,
-        work_dir=folder / "engine",
-        node_config=(lambda _: handle) if mode == "deployment" else None,
-        server_env={**passed, **env},
-        client_env=client_env,
-        client_gpus=scenario.engine.client_gpus,
-        workers=scenario.engine.workers or cores(),
-        poll=poll,
-    )
+    try:
+        outcome = run_app(
+            flower_app_dir(),
+            mode="ray" if mode == "ray" else "deployment",
+            clients=scenario.partition.clients,
+            run_config=config,
+            work_dir=folder / "engine",
+            node_config=(lambda _: handle) if mode == "deployment" else None,
+            server_env={**passed, **env},
+            client_env=client_env,
+            client_gpus=scenario.engine.client_gpus,
+            workers=scenario.engine.workers or cores(),
+            poll=_ending(folder, poll),
+        )
+    except _Lingers:
+        return
     if outcome.status != "completed" and read_summary(folder) is None:
         lost = {"name": scenario.name, "seed": scenario.seed, "status": "failed", "reason": outcome.reason}
         RunFolder(folder, resume=True).write_summary({**lost, "rounds": len(read_rounds(folder)[1:])})

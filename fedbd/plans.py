@@ -265,6 +265,56 @@ class EvaluationPlan:
     samples: Positive | None = None
 
 
+Stage = Literal["train", "encrypt", "decrypt"]
+_ANY: tuple[Stage, ...] = ("train", "encrypt", "decrypt")
+FAULT_STAGES: dict[str, tuple[Stage, ...]] = {
+    "vanish": _ANY,
+    "hang": _ANY,
+    "die": _ANY,
+    "raise": _ANY,
+    "nan": ("train",),
+    "wrong_shape": _ANY,
+    "extra_metric": _ANY,
+    "huge_count": ("train",),
+    "renamed": _ANY,
+    "garbage": _ANY,
+}
+"""Kind of fault -> the stages at which a client can fail that way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaultPlan:
+    """One fault: how some clients fail, at which stage, when. Who they are is drawn apart from any attack's clients.
+
+    Attributes:
+        kind: ``vanish``: the reply never comes, as if the network lost it. ``hang``: the client never ends. ``die``:
+            its process ends amid the work. ``raise``: its code raises. ``nan``: NaN and infinity in the weights.
+            ``wrong_shape``: an array (a ciphertext, an opened sum) of another size. ``extra_metric``: a metric that
+            nobody asked for. ``huge_count``: it claims 1e9 examples. ``renamed``: an array under another name.
+            ``garbage``: random bytes in place of an array, a ciphertext or an opened sum.
+        clients: Who.
+        stage: ``train``: the local weights, before any encryption. Under encryption also ``encrypt``: the encrypted
+            reply, and ``decrypt``: the answer of a client that is asked to open sums.
+        rounds: When.
+        probability: Chance that a chosen client fails in a round, drawn anew for each.
+    """
+
+    kind: Literal[
+        "vanish", "hang", "die", "raise", "nan", "wrong_shape", "extra_metric", "huge_count", "renamed", "garbage"
+    ]
+    clients: Selection
+    stage: Stage = "train"
+    rounds: Window = Window()
+    probability: Annotated[float, Gt(0), Le(1)] = 1.0
+
+    def problems(self) -> list[tuple[str, str]]:
+        """Return what is wrong between the fields."""
+        possible = FAULT_STAGES[self.kind]
+        if self.stage in possible:
+            return []
+        return [("stage", f"must be {' or '.join(possible)} where kind is {self.kind}, got '{self.stage}'")]
+
+
 @dataclass(frozen=True, kw_only=True)
 class CheckpointPlan:
     """When a run saves where it stands, for ``fedbd resume``; never changes a record.

@@ -19,6 +19,10 @@ def message_text(scenario: Scenario) -> str:
     plain["engine"] = {"device": scenario.engine.device}
     for name in ("every", "samples"):  # when and on what the server measures
         del plain["evaluation"][name]
+    if scenario.faults:  # what clients check must hold for them; it is the server that keeps the time
+        plain["engine"]["timeout"] = 1.0
+    else:
+        del plain["faults"]
     plain["start"] = None  # the weights travel, the file that they came from is the server's
     del plain["checkpoint"]
     return json.dumps(plain, sort_keys=True)

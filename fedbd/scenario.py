@@ -31,6 +31,7 @@ from fedbd.plans import (
     DetectionPlan,
     EnginePlan,
     EvaluationPlan,
+    FaultPlan,
     PartitionPlan,
     Positive,
     Selection,
@@ -75,6 +76,7 @@ class Scenario:
         cleanup: What repairs the model after a round.
         detection: What scores samples after a round.
         evaluation: What is measured beside the run itself.
+        faults: Which clients fail, how and when, to see whether the run survives it; an empty list: nobody.
         engine: How the run is carried out.
         on_client_failure: ``fail``: the run ends with the reason; ``skip``: the round goes on without the client, and
             the record names it.
@@ -103,6 +105,7 @@ class Scenario:
     cleanup: tuple[CleanupPlan, ...] = ()
     detection: tuple[DetectionPlan, ...] = ()
     evaluation: EvaluationPlan = EvaluationPlan()
+    faults: tuple[FaultPlan, ...] = ()
     engine: EnginePlan = EnginePlan()
     on_client_failure: Literal["fail", "skip"] = "fail"
     checkpoint: CheckpointPlan | None = CheckpointPlan()
@@ -155,6 +158,8 @@ def fingerprint(scenario: Scenario) -> str:
     if (measured := (scenario.evaluation.every, scenario.evaluation.samples)) != (1, None):
         plain["measured"] = measured
     plain["data"] = {key: value for key, value in plain["data"].items() if key != "root"}
+    if not scenario.faults:  # without any, the hash is that of a time before there were some
+        del plain["faults"]
     if scenario.start is not None:
         plain["start"] = {"checkpoint": content_of(scenario.start.checkpoint)}
     for attack in plain["attacks"]:
@@ -171,7 +176,9 @@ def memory_in_reach(scenario: Scenario) -> bool:
 def twin_of(scenario: Scenario) -> Scenario:
     """Return the attack-free twin: the same draws, initialization and defenses, everybody acts honestly.
 
-    It runs in the clear: sums are exact on the grid, so encryption cannot change what the twin measures.
+    It runs in the clear: sums are exact on the grid, so encryption cannot change what the twin measures. Where clients
+    fail it is encrypted, too: it has the same faults, some of them at stages of the encryption, and only then closes
+    the same sums.
     """
     attacks = tuple(dataclasses.replace(attack, enabled=False, training=None) for attack in scenario.attacks)
     scheme = scenario.secure_sum
@@ -180,7 +187,7 @@ def twin_of(scenario: Scenario) -> Scenario:
         scenario,
         name=f"{scenario.name}{TWIN}",
         attacks=attacks,
-        secure_sum=scheme if other_grid else None,
+        secure_sum=scheme if other_grid or scenario.faults else None,
         evaluation=dataclasses.replace(scenario.evaluation, twin=False, relearn=None, keep_models=None),
     )
 

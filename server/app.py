@@ -180,7 +180,9 @@ def _relearn(
 
 def patience(scenario: Scenario) -> float:
     """Return the seconds for one exchange: clients take turns on the workers, each with its own timeout."""
-    turns = -(-scenario.cohort_size // (scenario.engine.workers or cores()))
+    engine = scenario.engine
+    alone = engine.name == "local" and engine.executor == "serial"
+    turns = -(-scenario.cohort_size // (1 if alone else engine.workers or cores()))
     return scenario.engine.timeout * turns
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from fedbd.faults import simulated
+from fedbd.flower.failures import first_line
 from fedbd.flower.outcome import Replacement
 from fedbd.metrics import Evaluation, evaluate
 from fedbd.models.checkpoint import save_safetensors
@@ -241,7 +243,7 @@ class Rounds:
         bad = [any(roles[client] is not Role.HONEST for client in group) for group in outcome.buckets]
         encrypted = scenario.secure_sum is not None
         single = not encrypted or all(len(group) == 1 for group in outcome.buckets)
-        kind = "updates" if single else "sum" if len(outcome.buckets) == 1 else "bucket_sums"
+        kind = "updates" if single else "sum" if scenario.buckets == 1 else "bucket_sums"
         exact = self._exact(outcome, observed) if encrypted else True
         return {
             "server_saw": {
@@ -253,7 +255,7 @@ class Rounds:
                 "ciphertext_bytes": outcome.ciphertext_bytes,
                 "weighting": scenario.cohort.weighting,
             },
-            "clients_saw": [{"client": client, "kind": kind} for client in outcome.decryptors],
+            "clients_saw": [{"client": client, "kind": kind} for client in outcome.asked],
             "bytes_up": outcome.bytes_up,
             "bytes_down": outcome.bytes_down,
             "cipher_error": (0.0 if exact else None) if encrypted else None,
@@ -275,7 +277,10 @@ class Rounds:
         if twin:
             notes["twin"] = {"clean_accuracy": twin["clean_accuracy"]}
         if outcome.faults:
-            notes["faults"] = {str(client): reason for client, reason in outcome.faults.items()}
+            notes["faults"] = {str(client): first_line(reason) for client, reason in outcome.faults.items()}
+        acted = simulated(self.prepared.scenario, outcome.round, outcome.participants, outcome.asked)
+        if acted:
+            notes["simulated_faults"] = {str(client): stages for client, stages in acted.items()}
         if self.prepared.scenario.secure_sum is not None:
             largest = max(len(group) for group in outcome.buckets)
             notes["secure_sum"] = {"noise_bound": self.prepared.scenario.secure_sum.impl.noise_bound(largest)}

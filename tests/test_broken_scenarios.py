@@ -32,7 +32,7 @@ TRUSTED = "trusted: {size: 50}\n"
 TOP = (
     "name, rounds, data, model, seed, start, partition, trusted, training, cohort, attacks, local_defense, "
     "local_defense_clients, strategy, server_rate, secure_sum, bucket_size, aggregation, cleanup, detection, "
-    "evaluation, engine, on_client_failure, checkpoint"
+    "evaluation, faults, engine, on_client_failure, checkpoint"
 )
 NOBODY = (
     "has no client that trains with it: attackers ignore it, a local defense has its own objective; give "
@@ -677,6 +677,107 @@ def prepared(title: str, text: str, *lines: str) -> Broken:
     return Broken(title, text, "\n".join([DATA, *(f"  {line}" for line in lines)]))
 
 
+FAULT = "faults:\n  - {kind: KIND, clients: {ids: [1]}}\n"
+CERTAIN = "clients, give them a probability below 1, or set on_client_failure: fail"
+FAULTS = [
+    load(
+        "no such kind of fault",
+        GOOD + FAULT.replace("KIND", "vanishes"),
+        "faults[0].kind: must be vanish, hang, die, raise, nan, wrong_shape, extra_metric, huge_count, renamed or "
+        "garbage, got 'vanishes'; did you mean 'vanish'?",
+    ),
+    load(
+        "a fault without its clients and its kind",
+        GOOD + "faults: [{stage: train}]\n",
+        "faults[0].kind: is required",
+        "faults[0].clients: is required",
+    ),
+    load(
+        "faults as a mapping",
+        GOOD + "faults: {kind: raise, clients: {ids: [1]}}\n",
+        "faults: must be a list of mappings, got a mapping; begin each entry with a dash",
+    ),
+    load(
+        "a fault's clients chosen twice, and none of its rounds",
+        GOOD + "faults: [{kind: raise, clients: {ids: [1], share: 0.5}, rounds: {first: 3, last: 2}}]\n",
+        "faults[0].clients: must hold exactly one of share, count and ids, got share and ids",
+        "faults[0].rounds.last: must be >= first (3), got 2",
+    ),
+    load(
+        "no probability",
+        GOOD + "faults: [{kind: raise, clients: {ids: [1]}, probability: 0}]\n",
+        "faults[0].probability: must be > 0, got 0",
+    ),
+    load(
+        "more than a probability",
+        GOOD + "faults: [{kind: raise, clients: {ids: [1]}, probability: 1.5}]\n",
+        "faults[0].probability: must be <= 1, got 1.5",
+    ),
+    load(
+        "NaN in a ciphertext",
+        GOOD + "secure_sum: ckks\nfaults: [{kind: nan, clients: {ids: [1]}, stage: encrypt}]\n",
+        "faults[0].stage: must be train where kind is nan, got 'encrypt'",
+    ),
+    load(
+        "a claim of examples in a decryption",
+        GOOD + "secure_sum: ckks\nfaults: [{kind: huge_count, clients: {ids: [1]}, stage: decrypt}]\n",
+        "faults[0].stage: must be train where kind is huge_count, got 'decrypt'",
+    ),
+    load(
+        "a fault of the encryption in the clear",
+        GOOD + "faults: [{kind: raise, clients: {ids: [1]}, stage: decrypt}]\n",
+        "faults[0].stage: must be train where secure_sum is null: nothing is encrypted or decrypted, got 'decrypt'; "
+        "add secure_sum: ckks, or leave stage out",
+    ),
+    load(
+        "faulty clients that are not there",
+        GOOD + "faults:\n  - {kind: raise, clients: {ids: [1, 10]}}\n  - {kind: nan, clients: {count: 11}}\n",
+        "faults[0].clients.ids: must be clients from 0 to 9 (partition.clients is 10), got 10",
+        "faults[1].clients.count: must be <= partition.clients (10), got 11",
+    ),
+    load(
+        "a fault after the run",
+        GOOD + "faults: [{kind: raise, clients: {ids: [1]}, rounds: {first: 4}}]\n",
+        "faults[0].rounds.first: must be <= rounds (3), or nobody ever fails, got 4",
+    ),
+    load(
+        "a client that hangs, or dies, in the driver's own process",
+        GOOD + FAULT.replace("KIND", "hang") + "  - {kind: die, clients: {ids: [2]}}\n"
+        "engine: {executor: serial, timeout: 5}\n",
+        "faults[0].kind: must not be hang with engine.executor: serial: clients run in the driver's own process; "
+        "set engine.executor: process",
+        "faults[1].kind: must not be die with engine.executor: serial: clients run in the driver's own process; "
+        "set engine.executor: process",
+    ),
+    load(
+        "a client that takes Ray's actor with it",
+        GOOD + FAULT.replace("KIND", "die") + "engine: ray\n",
+        "faults[0].kind: must not be die on ray: Flower gives a dead actor further clients, and all of them fail; "
+        "set engine.name: local, or take kind: hang or vanish",
+    ),
+    load(
+        "an hour's wait for a client that will not answer",
+        GOOD + FAULT.replace("KIND", "vanish"),
+        "faults[0].kind: vanish is waited for in every round: engine.timeout must be <= 600 seconds, got 3600; "
+        "set engine.timeout to what a healthy client needs at most",
+    ),
+    load(
+        "a run to survive in which everybody fails",
+        GOOD + "faults:\n  - {kind: raise, clients: {share: 0.5}}\n"
+        "  - {kind: nan, clients: {share: 1.0}, rounds: {first: 2}}\n"
+        "on_client_failure: skip\n",
+        "faults: must leave 1 of 10 clients that can answer, or no round can be carried out, got 0 in round 2; "
+        f"take fewer {CERTAIN}",
+    ),
+    load(
+        "an encrypted run to survive in which one client is left",
+        GOOD
+        + "secure_sum: ckks\nfaults: [{kind: garbage, clients: {count: 9}, stage: decrypt}]\non_client_failure: skip\n",
+        "faults: must leave 2 of 10 clients that can answer, or no round can be carried out, got 1 in round 1; "
+        f"take fewer {CERTAIN}",
+    ),
+]
+
 AT_THE_DATA = [
     prepared(
         "more images to measure on than there are",
@@ -847,7 +948,7 @@ def test_files_and_settings(broken: Broken, tmp_path: Path) -> None:
     assert message(broken, tmp_path) == broken.message
 
 
-@pytest.mark.parametrize("broken", COMBINATIONS, ids=titles(COMBINATIONS))
+@pytest.mark.parametrize("broken", [*COMBINATIONS, *FAULTS], ids=titles([*COMBINATIONS, *FAULTS]))
 def test_combinations(broken: Broken, tmp_path: Path) -> None:
     assert message(broken, tmp_path) == broken.message
 
@@ -979,5 +1080,5 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
 
 
 def test_every_row_has_its_own_title_and_there_are_enough_of_them() -> None:
-    rows = [*FIELDS, *NO_FIELDS, *COMBINATIONS, *AT_THE_DATA]
+    rows = [*FIELDS, *NO_FIELDS, *COMBINATIONS, *FAULTS, *AT_THE_DATA]
     assert len({row.title for row in rows}) == len(rows) >= 34

@@ -54,6 +54,11 @@ SECTIONS: dict[str, tuple[type, str]] = {
         "clients with a local defense, which has an objective of its own.",
     ),
     "evaluation": (plans.EvaluationPlan, ""),
+    "faults[]": (
+        plans.FaultPlan,
+        "A list; where several strike one client at one stage, the first listed does. `clients` and `rounds` have the "
+        "fields of `attacks[].clients` and `attacks[].rounds`.",
+    ),
     "engine": (plans.EnginePlan, ""),
     "checkpoint": (plans.CheckpointPlan, "`off` or `null`: none, and a run that was ended cannot go on."),
     "Central training": (

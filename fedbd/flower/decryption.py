@@ -14,6 +14,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedbd.errors import SecureSumFailed
 from fedbd.flower.arrays import pack_all, payload_bytes, view_all
+from fedbd.flower.failures import NO_REPLY, named, reason_in
 from fedbd.flower.folding import Fold
 from fedbd.flower.mods import CIPHERTEXT
 from fedbd.flower.proxies import PROTOCOL, OrderedGrid
@@ -33,13 +34,15 @@ class Opened(NamedTuple):
 
     Attributes:
         totals: Bucket -> row on the grid.
-        asked: Clients that decrypted; nobody where updates came in the clear.
+        answered: Clients that decrypted; nobody where updates came in the clear.
+        failed: Client -> reason, of those that were asked in vain.
         noise: The largest distance of a decrypted value from the grid, in value units; None in the clear.
         sizes: Payload bytes up and down.
     """
 
     totals: dict[int, Row]
-    asked: tuple[int, ...]
+    answered: tuple[int, ...]
+    failed: dict[int, str]
     noise: float | None
     sizes: tuple[int, int]
 
@@ -73,25 +76,27 @@ def decrypted(
         raise SecureSumFailed(f"round {round_}: two clients must decrypt, and only {len(order)} answered")
     content = _request(fold)
     answers: dict[int, Answer] = {}
+    failed: dict[int, str] = {}
     sizes = [0, 0]
     while len(answers) < DECRYPTORS:
         asked, order = order[: DECRYPTORS - len(answers)], order[DECRYPTORS - len(answers) :]
         if not asked:
-            raise SecureSumFailed(f"round {round_}: only {len(answers)} of {DECRYPTORS} decryptors answered")
-        for client, reply in _ask(grid, asked, content, timeout):
-            try:
-                answers[client] = _answer(client, reply, fold)
-            except SecureSumFailed as error:
-                if not others:
-                    raise SecureSumFailed(f"round {round_}: {error}") from None
-                continue
-            sizes[0] += payload_bytes(reply.content)
+            few = f"only {len(answers)} of {DECRYPTORS} decryptors answered"
+            raise SecureSumFailed(f"round {round_}: {few}{named(failed)}")
         sizes[1] += len(asked) * payload_bytes(content)
-        if not others and len(answers) < DECRYPTORS:
-            raise SecureSumFailed(f"round {round_}: {len(answers)} of {DECRYPTORS} decryptors answered")
+        replies = _ask(grid, asked, content, timeout)
+        for client in sorted(asked):
+            reply = replies.get(client)
+            sizes[0] += payload_bytes(reply.content) if reply is not None and reply.has_content() else 0
+            try:
+                answers[client] = _answer(reply, fold)
+            except SecureSumFailed as error:
+                failed[client] = str(error)
+                if not others:
+                    raise SecureSumFailed(f"round {round_}: client {client}, {error}") from None
     noise = _compare(answers, round_, noise_bound)
     rows, _ = next(iter(answers.values()))
-    return Opened(rows, tuple(sorted(answers)), noise, (sizes[0], sizes[1]))
+    return Opened(rows, tuple(sorted(answers)), failed, noise, (sizes[0], sizes[1]))
 
 
 def _request(fold: Fold) -> RecordDict:
@@ -102,16 +107,18 @@ def _request(fold: Fold) -> RecordDict:
     return RecordDict({PROTOCOL: ConfigRecord({"kind": "decrypt"}), CIPHERTEXT: pack_all(blobs)})
 
 
-def _ask(grid: OrderedGrid, asked: list[int], content: RecordDict, timeout: float) -> list[tuple[int, Message]]:
+def _ask(grid: OrderedGrid, asked: list[int], content: RecordDict, timeout: float) -> dict[int, Message]:
     nodes = grid.nodes()
     requests = [Message(content, dst_node_id=nodes[client], message_type="train") for client in sorted(asked)]
-    return [(grid.partition_of_reply(reply), reply) for reply in grid.send_and_receive(requests, timeout=timeout)]
+    return {grid.partition_of_reply(reply): reply for reply in grid.send_and_receive(requests, timeout=timeout)}
 
 
-def _answer(client: int, reply: Message, fold: Fold) -> Answer:
+def _answer(reply: Message | None, fold: Fold) -> Answer:
     """Return a decryptor's rows in the order of the buckets, and its noise; nothing in a reply is trusted."""
+    if reply is None:
+        raise SecureSumFailed(f"asked to decrypt, failed: {NO_REPLY}")
     if reply.has_error():
-        raise SecureSumFailed(f"client {client}, asked to decrypt, failed: {reply.error.reason}")
+        raise SecureSumFailed(f"asked to decrypt, failed: {reason_in(reply)}")
     shape = (len(fold.start) + 1,)
     try:
         rows = {int(bucket): row for bucket, row in view_all(reply.content.array_records[CIPHERTEXT]).items()}
@@ -120,7 +127,7 @@ def _answer(client: int, reply: Message, fold: Fold) -> Answer:
         if set(rows) != set(fold.totals) or wrong or not (math.isfinite(noise) and noise >= 0):
             raise ValueError(f"rows for {sorted(rows)} with noise {noise}")
     except Exception as error:  # whatever it sent
-        raise SecureSumFailed(f"client {client}, asked to decrypt, sent no sums: {error}") from None
+        raise SecureSumFailed(f"asked to decrypt, sent no sums: {error}") from None
     return {bucket: rows[bucket] for bucket in sorted(rows)}, noise
 
 

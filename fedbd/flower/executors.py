@@ -25,7 +25,14 @@ from fedbd.flower.workers import ONE_THREAD, WorkerFailed
 
 
 class Executor(Protocol):
-    """Runs clients. A message and a context given to it are its own; nothing of them is shared with the caller."""
+    """Runs clients. A message and a context given to it are its own; nothing of them is shared with the caller.
+
+    Attributes:
+        keeps_time: Whether every message has an outcome without anybody watching a clock: the executor itself ends a
+            client that takes too long, or works in the caller's thread.
+    """
+
+    keeps_time: bool
 
     def submit(self, message: Message, context: Context) -> Future[Outcome]:
         """Take a message to be answered by the client of a context."""
@@ -65,6 +72,8 @@ class SerialExecutor:
     Args:
         app_factory: Gives the ClientApp, once.
     """
+
+    keeps_time = True
 
     def __init__(self, app_factory: AppFactory) -> None:
         """Load the app."""
@@ -146,6 +155,7 @@ class ProcessPoolExecutor:
     ) -> None:
         """Start the workers and wait until all of them have loaded the app."""
         _check(workers, timeout, cuda_devices)
+        self.keeps_time = timeout is not None
         self._desk = Desk(pickled_factory(app_factory), timeout, start_timeout)
         self._pending = 0
         self._pending_lock = threading.Lock()

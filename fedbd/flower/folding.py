@@ -16,6 +16,7 @@ from flwr.app import Message
 from fedbd.crypto.grid import GRID_BITS
 from fedbd.errors import SecureSumFailed
 from fedbd.flower.arrays import payload_bytes, view, view_all
+from fedbd.flower.failures import reason_in
 from fedbd.flower.mods import CIPHERTEXT
 from fedbd.params import Layout, is_weight, join, misfit
 from fedbd.sums import Row, to_row
@@ -54,7 +55,7 @@ class Fold:
         if client not in self.bucket or client in self.rejected or client in self.accepted:
             return
         if reply.has_error():
-            self.rejected[client] = reply.error.reason or "failed without a reason"
+            self.rejected[client] = reason_in(reply)
             return
         self.bytes_up += payload_bytes(reply.content)
         try:

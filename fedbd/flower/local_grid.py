@@ -106,6 +106,11 @@ class LocalGrid(Grid):
         """Return a new message from the server."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
+    @property
+    def keeps_time(self) -> bool:
+        """Whether every message has an outcome in time; see ``Executor``."""
+        return getattr(self._executor, "keeps_time", False)
+
     def get_node_ids(self) -> list[int]:
         """Return the clients' node ids, in the order of their partitions."""
         return list(range(FIRST_NODE, FIRST_NODE + self._clients))

@@ -91,17 +91,19 @@ def _encrypted(start: dict[str, Any], content: RecordDict, secure: dict[str, Any
     delta = join(weights, layout) - join(start, layout)
     row = to_row(delta, weight, float(secure["largest"]), int(secure["grid-bits"]))
     started = time.perf_counter()
-    blob = _encrypt(row, context)
+    reply = encrypted_row(row, context)
     observe("encrypt", {"seconds": time.perf_counter() - started, "checksum": checksum(row)}, context, secure["round"])
-    return RecordDict({CIPHERTEXT: pack_all({"row": np.frombuffer(blob, np.uint8)})})
+    return reply
 
 
-def _encrypt(row: Row, context: Context) -> bytes:
+def encrypted_row(row: Row, context: Context) -> RecordDict:
+    """Return the content of an encrypted reply: one row, (D + 1,) int64 in grid steps, encrypted by the key agent."""
     agent = KeyAgent(_handle(context))
     try:
-        return agent.encrypt(row)
+        blob = agent.encrypt(row)
     finally:
         agent.close()
+    return RecordDict({CIPHERTEXT: pack_all({"row": np.frombuffer(blob, np.uint8)})})
 
 
 def _handle(context: Context) -> str:

@@ -17,9 +17,11 @@ class Outcome:
         participants: The cohort, ascending.
         accepted: Clients whose updates count.
         rejected: Clients whose updates the rule left out; None for a rule that rejects nobody.
-        faults: Client -> reason, of replies that did not come or were refused.
+        faults: Client -> reason, of updates, and answers of those that were asked to decrypt, that did not come or were
+            refused. Its first line is the same on every engine.
         buckets: Clients per sum (per update, in the clear), rejected replies left out.
         decryptors: Clients that decrypted.
+        asked: Clients that were asked to; each of them got the sums and holds the key.
         start: (D,) float32, the global weights that the round started from.
         weights: (D,) float32, the global weights after the inner strategy.
         seconds: Wall seconds by phase.
@@ -38,6 +40,7 @@ class Outcome:
     faults: dict[int, str]
     buckets: tuple[tuple[int, ...], ...]
     decryptors: tuple[int, ...]
+    asked: tuple[int, ...]
     start: Vector
     weights: Vector
     seconds: dict[str, float]

@@ -18,6 +18,9 @@ from fedbd.errors import RunFailed
 PROTOCOL = "fedbd.protocol"
 """Name of the ConfigRecord that marks a message which the client's mod answers itself."""
 
+LOST = "fedbd.lost"
+"""Name of the record that marks a reply as lost on its way, for a simulation of networks that lose some."""
+
 
 class _Proxy(Grid):
     """Hands everything on to another grid; the proxies override what they change."""
@@ -148,7 +151,9 @@ class OrderedGrid(_Proxy):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Send, hand each reply to ``on_reply`` as it arrives, and return the replies in the order of partitions.
 
-        Replies that have not come when the timeout ends are left out.
+        Replies that have not come when the timeout ends are left out. A grid that ends slow clients itself
+        (``keeps_time``) is waited for: what it needs to replace a worker is not the other clients' fault. A reply that
+        is marked as lost is waited for until the timeout, in vain.
         """
         self.nodes()
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -163,16 +168,23 @@ class OrderedGrid(_Proxy):
         }
         waiting = set(ids)
         replies: list[tuple[int, Message]] = []
+        lost = False
+        ends = deadline is not None and not getattr(self.inner, "keeps_time", False)
         while waiting:
             arrived = list(self.inner.pull_messages(sorted(waiting)))
             for reply in arrived:
                 waiting.discard(reply.metadata.reply_to_message_id)
+                if reply.has_content() and LOST in reply.content:
+                    lost = True
+                    continue
                 partition = self.partition_of_reply(reply)
                 replies.append((partition, self.on_reply(partition, reply) if self.on_reply is not None else reply))
-            if deadline is not None and time.monotonic() > deadline:
+            if ends and deadline is not None and time.monotonic() > deadline:
                 break
             if waiting and not arrived:
                 self._pause(waiting)
+        if lost and deadline is not None:
+            time.sleep(max(0.0, deadline - time.monotonic()))
         end = getattr(self.inner, "end_batch", None)
         if end is not None:
             end()

@@ -26,6 +26,7 @@ from fedbd.errors import ClientFailed, Problem, RunFailed, SecureSumFailed, User
 from fedbd.flower.arrays import pack_all, payload_bytes, view_all
 from fedbd.flower.cohorts import cohort_of, sums_seen, verdict
 from fedbd.flower.decryption import Opened, decrypted
+from fedbd.flower.failures import NO_REPLY, named
 from fedbd.flower.folding import Fold
 from fedbd.flower.mods import SECURE
 from fedbd.flower.outcome import Outcome, Replacement
@@ -234,7 +235,7 @@ class DefendedStrategy(Strategy):
             now.fold.add(now.grid.partition_of_reply(reply), reply)
         self._check(now)
         trained = time.perf_counter()
-        totals, asked, noise, extra = self._opened(now)
+        totals, answered, failed, noise, extra = self._opened(now)
         opened = time.perf_counter()
         aggregate, notes = self._aggregate(now, totals)
         accepted, rejected = verdict(now.fold, totals, aggregate)
@@ -250,9 +251,10 @@ class DefendedStrategy(Strategy):
             participants=now.cohort,
             accepted=accepted,
             rejected=rejected,
-            faults=dict(sorted(now.fold.rejected.items())),
+            faults=dict(sorted({**now.fold.rejected, **failed}.items())),
             buckets=sums_seen(now.fold),
-            decryptors=asked,
+            decryptors=answered,
+            asked=tuple(sorted([*answered, *failed])),
             start=now.fold.start,
             weights=weights,
             seconds=seconds,
@@ -281,13 +283,13 @@ class DefendedStrategy(Strategy):
             bound = float(self.secure_sum.noise_bound(largest))
             patient = self.on_client_failure == "skip"
             return decrypted(now.grid, now.fold, now.number, self.seed, self.timeout, bound, others=patient)
-        return Opened(dict(sorted(now.fold.totals.items())), (), None, (0, 0))
+        return Opened(dict(sorted(now.fold.totals.items())), (), {}, None, (0, 0))
 
     def _check(self, now: _Round) -> None:
         fold = now.fold
         for client in now.cohort:
             if client not in fold.accepted and client not in fold.rejected:
-                fold.rejected[client] = f"no reply within {self.timeout:g} s"
+                fold.rejected[client] = f"{NO_REPLY}\nwaited for {self.timeout:g} s"
         if fold.rejected and self.on_client_failure == "fail":
             client, reason = min(fold.rejected.items())
             more = f" (and {len(fold.rejected) - 1} more clients)" if len(fold.rejected) > 1 else ""
@@ -296,14 +298,13 @@ class DefendedStrategy(Strategy):
         if self.secure_sum is not None and self.bucket_size != 1:
             fold.leave_singles_closed()
         if not fold.accepted:
-            raise ClientFailed(f"round {now.number}: no client is left of {len(now.cohort)}")
+            raise ClientFailed(f"round {now.number}: no client is left of {len(now.cohort)}{named(fold.rejected)}")
 
     def _aggregate(self, now: _Round, totals: dict[int, Any]) -> tuple[Aggregate, Notes]:
         individual = Need.INDIVIDUAL in self.aggregation.needs
         if individual and len(totals) < self.aggregation.minimum_rows:
-            raise ClientFailed(
-                f"round {now.number}: {len(totals)} rows are left, the rule needs {self.aggregation.minimum_rows}"
-            )
+            few = f"{len(totals)} rows are left, the rule needs {self.aggregation.minimum_rows}"
+            raise ClientFailed(f"round {now.number}: {few}{named(now.fold.rejected)}")
         stable = individual and self.bucket_size == 1
         cohort = cohort_of(now.fold, totals, rows=individual, ids=stable, trusted=self.trusted, build=self.build)
         rng = torch_rng(self.seed, "aggregation", now.number)

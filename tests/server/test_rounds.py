@@ -94,6 +94,7 @@ def outcome(prepared: Prepared, round_: int = 2, **fields: Any) -> Outcome:
         "faults": {},
         "buckets": ((0,), (1,), (2,), (3,)),
         "decryptors": (),
+        "asked": fields.get("decryptors", ()),
         "start": weights,
         "weights": weights,
         "seconds": {"train": 1.0, "decrypt": 0.0, "aggregate": 0.5},

@@ -1,0 +1,204 @@
+"""Every kind of fault, stage and policy: the run goes on without the client, or ends with the reason."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from fedbd.crypto.agent_client import start_agent
+from fedbd.crypto.ckks import Ckks
+from fedbd.engines import flower_app_dir
+from fedbd.errors import RunFailed
+from fedbd.faults import HARMLESS
+from fedbd.flower.app_loader import load_component
+from fedbd.flower.executors import Executor, ProcessPoolExecutor, SerialExecutor
+from fedbd.flower.local_grid import LocalGrid
+from fedbd.plans import FAULT_STAGES
+from fedbd.record import RunFolder, read_rounds, read_summary, same_records
+from fedbd.scenario import Scenario, from_dict
+
+serve: Any = load_component(flower_app_dir(), "server", "app", "serve")
+CLIENT_APP = (flower_app_dir() / "clients" / "app.py", "app")
+TIMEOUT = 2.0
+PATIENCE = 0.5
+"""Of the server, per turn, for what the executor does not end: replies that vanish."""
+FAULTY = 1
+NO_REPLY, DIED, RAISED = "no reply in time", "the client's process died", "RuntimeError: a simulated fault"
+RAW: dict[str, Any] = {
+    "name": "faulty",
+    "seed": 4,
+    "rounds": 2,
+    "data": "digits",
+    "partition": {"name": "iid", "clients": 4},
+    "model": {"name": "mlp", "hidden": [4]},
+    "training": {"epochs": 1},
+    "on_client_failure": "skip",
+}
+
+REASONS = {
+    "train": {
+        "vanish": NO_REPLY,
+        "hang": NO_REPLY,
+        "die": DIED,
+        "raise": RAISED,
+        "nan": "cannot be encrypted|finite",
+        "wrong_shape": r"arrays do not fit the model: '[\w.]+weight' must be \(4, 64\), got \(64,\)",
+        "renamed": r"arrays do not fit the model: missing \['[\w.]+weight'\], unknown \['[\w.]+.renamed'\]",
+        "garbage": "no npy array",
+    },
+    "encrypt": {
+        "vanish": NO_REPLY,
+        "hang": NO_REPLY,
+        "die": DIED,
+        "raise": RAISED,
+        "wrong_shape": r"ciphertext.* \d+ values",
+        "renamed": "the reply lacks 'row'",
+        "garbage": "ciphertext",
+    },
+    "decrypt": {
+        "vanish": f"asked to decrypt, failed: {NO_REPLY}",
+        "hang": f"asked to decrypt, failed: {NO_REPLY}",
+        "die": f"asked to decrypt, failed: {DIED}",
+        "raise": f"asked to decrypt, failed: {RAISED}",
+        "wrong_shape": "asked to decrypt, sent no sums: rows for",
+        "renamed": "asked to decrypt, sent no sums: invalid literal for int",
+        "garbage": "asked to decrypt, sent no sums: no npy array",
+    },
+}
+"""Stage -> kind -> what the server comes to know, for kinds that cost the client's update or answer."""
+
+
+class Bench(NamedTuple):
+    """What all cells of the matrix share: starting workers and a key agent for each would take minutes."""
+
+    pool: ProcessPoolExecutor
+    serial: SerialExecutor
+    observed: Path
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    observed = tmp_path_factory.mktemp("observed")
+    with pytest.MonkeyPatch.context() as patch, start_agent(Ckks()) as agent:
+        patch.setenv("FEDBD_OBSERVER", str(observed))
+        patch.setenv("FEDBD_KEY_AGENT", agent.handle)
+        with ProcessPoolExecutor(CLIENT_APP, 2, timeout=TIMEOUT) as pool, SerialExecutor(CLIENT_APP) as serial:
+            yield Bench(pool, serial, observed)
+
+
+def scenario(*faults: dict[str, Any], **fields: Any) -> Scenario:
+    engine = {"timeout": PATIENCE, "workers": 2, **fields.pop("engine", {})}
+    return from_dict({**RAW, "faults": list(faults), "engine": engine, **fields})
+
+
+def carried_out(bench: Bench, executor: Executor, s: Scenario, folder: Path) -> list[dict[str, Any]]:
+    shutil.rmtree(bench.observed)  # a run that failed leaves there what nobody collected
+    serve(LocalGrid(executor, s.partition.clients), s, RunFolder(folder), None)
+    return read_rounds(folder)
+
+
+CELLS = [(kind, stage) for kind, stages in FAULT_STAGES.items() for stage in stages]
+
+
+def executor_for(bench: Bench, kind: str) -> Executor:
+    return bench.pool if kind in ("hang", "die") else bench.serial
+
+
+@pytest.fixture(scope="module")
+def unfailing(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The encrypted run in which nobody fails."""
+    return carried_out(bench, bench.serial, scenario(secure_sum="ckks"), tmp_path_factory.mktemp("unfailing"))
+
+
+@pytest.mark.parametrize(("kind", "stage"), CELLS, ids=lambda value: value)
+def test_the_run_survives_and_the_record_says_who_and_why(
+    kind: str, stage: str, bench: Bench, unfailing: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    asked = [entry["client"] for entry in unfailing[1]["clients_saw"]]
+    client = asked[0] if stage == "decrypt" else FAULTY
+    fault = {"kind": kind, "clients": {"ids": [client]}, "stage": stage, "rounds": {"first": 1, "last": 1}}
+    lines = carried_out(bench, executor_for(bench, kind), scenario(fault, secure_sum="ckks"), tmp_path / "run")
+    summary = read_summary(tmp_path / "run")
+    assert summary is not None
+    assert (summary["status"], summary["rounds"]) == ("finished", 2)
+    first, second = lines[1:]
+    assert first["notes"]["simulated_faults"] == {str(client): {stage: kind}}
+    assert "faults" not in second["notes"]
+    assert "simulated_faults" not in second["notes"]
+    assert second["participants"] == second["accepted"] == [0, 1, 2, 3]
+    assert (first["participants"], first["bit_exact"]) == ([0, 1, 2, 3], True)
+    if kind in HARMLESS:
+        assert "faults" not in first["notes"]
+        assert first["accepted"] == [0, 1, 2, 3]
+        assert first["weights_sha256"] == unfailing[1]["weights_sha256"]
+        return
+    assert list(first["notes"]["faults"]) == [str(client)]
+    assert re.search(REASONS[stage][kind], first["notes"]["faults"][str(client)]), first["notes"]["faults"]
+    kept = stage == "decrypt"  # the update had come: only the answer was lost
+    left = [0, 1, 2, 3] if kept else [other for other in range(4) if other != client]
+    assert first["accepted"] == left
+    assert first["server_saw"]["clients_per_sum"] == [len(left)]
+    assert (first["weights_sha256"] == unfailing[1]["weights_sha256"]) is kept
+    saw = {entry["client"] for entry in first["clients_saw"]}
+    assert len(saw) == (3 if kept else 2)  # whoever was asked got the sums
+    assert (client in saw) is kept
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage"), [cell for cell in CELLS if cell[0] not in HARMLESS], ids=lambda value: value
+)
+def test_the_run_ends_with_the_reason_and_keeps_what_was_finished(
+    kind: str, stage: str, bench: Bench, unfailing: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    asked = [entry["client"] for entry in unfailing[2]["clients_saw"]]
+    client = asked[0] if stage == "decrypt" else FAULTY
+    fault = {"kind": kind, "clients": {"ids": [client]}, "stage": stage, "rounds": {"first": 2}}
+    s = scenario(fault, secure_sum="ckks", on_client_failure="fail")
+    with pytest.raises(RunFailed, match=rf"round 2: client {client}[:,] .*({REASONS[stage][kind]})"):
+        carried_out(bench, executor_for(bench, kind), s, tmp_path / "run")
+    summary = read_summary(tmp_path / "run")
+    assert summary is not None
+    assert (summary["status"], summary["rounds"]) == ("failed", 1)
+    assert summary["reason"].startswith(f"round 2: client {client}")
+    finished = [{**line, "bytes_down": None} for line in read_rounds(tmp_path / "run")]  # the scenario's text is longer
+    assert same_records(finished, [{**line, "bytes_down": None} for line in unfailing[:2]]) == []
+
+
+@pytest.fixture(scope="module")
+def fine(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """By weighting the plain round in which nobody fails."""
+    return {
+        weighting: carried_out(
+            bench,
+            bench.serial,
+            scenario(rounds=1, cohort={"weighting": weighting, "largest_weight": 2.0}),
+            tmp_path_factory.mktemp(weighting),
+        )[1]
+        for weighting in ("equal", "examples")
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "weighting"),
+    [*((kind, "equal") for kind in FAULT_STAGES), *((kind, "examples") for kind in (*HARMLESS, "nan"))],
+)
+def test_in_the_clear(kind: str, weighting: str, bench: Bench, fine: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    fault = {"kind": kind, "clients": {"ids": [FAULTY]}}
+    s = scenario(fault, rounds=1, cohort={"weighting": weighting, "largest_weight": 2.0})
+    line, whole = carried_out(bench, executor_for(bench, kind), s, tmp_path / "run")[1], fine[weighting]
+    harmless = kind in HARMLESS
+    assert line["accepted"] == ([0, 1, 2, 3] if harmless else [0, 2, 3])
+    assert line["server_saw"]["clients_per_sum"] == [1] * len(line["accepted"])
+    assert list(line["notes"].get("faults", {})) == ([] if harmless else [str(FAULTY)])
+    counts = kind == "huge_count" and weighting == "examples"  # it claims 1e9 examples and gets the cap
+    assert (line["weights_sha256"] == whole["weights_sha256"]) is (harmless and not counts)
+    one = whole["bytes_up"] / 4
+    if kind in ("vanish", "hang", "die", "raise"):
+        assert line["bytes_up"] == 3 * one  # what did not arrive counts nowhere
+    if kind in ("extra_metric", "nan", "huge_count"):
+        assert line["bytes_up"] == 4 * one + (8 if kind == "extra_metric" else 0)  # what was refused did arrive

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from central_table import PLAN, build, models
 
+from fedbd import targets
 from fedbd.central import CentralData, assemble_central, load_central
 from fedbd.errors import MethodRefused
 from fedbd.metrics import predict, roc_auc, score_measures
@@ -84,13 +85,18 @@ def one_seed(seed: int, folder: Path, out: Path) -> None:
 
 
 def inputs(
-    data: CentralData, model: torch.nn.Module, trigger: Any, target: int, seed: int, evasions: Any = tuple(EVASIONS)
+    data: CentralData,
+    model: torch.nn.Module,
+    trigger: Any,
+    target: targets.Target,
+    seed: int,
+    evasions: Any = tuple(EVASIONS),
 ) -> dict[str, tuple[Samples, np.ndarray]]:
     """Return by name the samples and of each what it is: 0 clean, 1 adversarial (or poisoned), 2 triggered."""
     test = data.dataset.test
     order = torch.as_tensor(numpy_rng(seed, "inputs").permutation(len(test)))
     clean, rest = test.images[order[:1000]], order[1000:]
-    others = rest[test.labels[rest] != target]
+    others = rest[targets.victims(test.labels[rest], target)]
     triggered = stamped(trigger, test.images[others[:1000]])
     samples, kind = mixed(model, [clean, triggered], seed)
     found = {"incoming": (samples, kind)}

@@ -87,6 +87,8 @@ def client_round(
         isolated = memory.get("isolated")
         if isolated is not None and (before is None or not np.array_equal(before, isolated)):
             notes = {**notes, **isolation_quality(isolated, truth, len(data))}  # once: a kept set stays what it was
+    if truth is not None and len(truth) == 0:  # clean labels, and none of the client's images has the target label
+        notes = {**notes, "poisoned": 0}
     notes = {**notes, **detected}
     delta = flatten(model) - weights
     clip = getattr(scenario.aggregation.impl, "clip_local", None)

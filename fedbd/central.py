@@ -17,6 +17,7 @@ from annotated_types import Ge, MinLen
 from numpy.typing import NDArray
 from torch import nn
 
+from fedbd.attacks.poisoning import cover_problem
 from fedbd.data.files import content_of
 from fedbd.data.stratify import stratified
 from fedbd.errors import Problem, ScenarioError, UserError
@@ -25,6 +26,7 @@ from fedbd.repair import judge
 from fedbd.scenario_file import override, read_yaml
 from fedbd.schema import Kind, Method, parse, to_plain
 from fedbd.seeding import numpy_rng, torch_rng
+from fedbd.targets import TargetField, target_problem
 from fedbd.training import TrainingPlan
 from fedbd.types import AttackContext, Dataset, Notes, Samples, TrustedData
 
@@ -35,13 +37,13 @@ class PoisonPlan:
 
     Attributes:
         method: An attack that poisons a data set (``per: dataset``).
-        target: Target label.
+        target: Target label, or ``all_to_all``: of an image of class y class y + 1, and 0 of one of the last class.
         trigger: The trigger.
         enabled: False gives the attack-free twin: the trigger is measured, nothing is poisoned.
     """
 
     method: Annotated[Method, Kind("attack")]
-    target: Annotated[int, Ge(0)]
+    target: TargetField
     trigger: Annotated[Method, Kind("trigger")]
     enabled: bool = True
 
@@ -149,10 +151,24 @@ def load_central(path: str | Path, settings: Sequence[str] = ()) -> CentralPlan:
     plan = parse(CentralPlan, override(raw, list(settings)), "", problems)
     if plan is None or problems:
         raise ScenarioError(problems, heading)
-    if plan.poison is not None and getattr(plan.poison.method.impl, "per", "dataset") != "dataset":
-        expected = "must be dataset: a central training poisons its data set once"
-        raise ScenarioError([Problem(path="poison.per", expected=expected, got="'batch'")], heading)
+    if plan.poison is not None:
+        problems = _poison_problems(plan.poison)
+    if problems:
+        raise ScenarioError(problems, heading)
     return plan
+
+
+def _poison_problems(poison: PoisonPlan) -> list[Problem]:
+    """Return what cannot work together in a poisoning."""
+    attack, name = poison.method.impl, poison.method.name
+    found = [
+        target_problem(poison.target, name, attack, "poison.target"),
+        cover_problem(attack, poison.trigger, "poison.cover"),
+    ]
+    if getattr(attack, "per", "dataset") != "dataset":
+        expected = "must be dataset: a central training poisons its data set once"
+        found.append(Problem(path="poison.per", expected=expected, got="'batch'"))
+    return [problem for problem in found if problem is not None]
 
 
 def twin_of(plan: CentralPlan) -> CentralPlan:

@@ -50,7 +50,10 @@ TriggerWord = Annotated[
     typer.Option("--trigger", metavar="YAML", help="Trigger to measure with, e.g. grid; default: the data file's."),
 ]
 Target = Annotated[
-    int | None, typer.Option("--target", min=0, help="Target label of the trigger; default: the data file's.")
+    str | None,
+    typer.Option(
+        "--target", metavar="LABEL", help="Target label of the trigger, or all_to_all; default: the data file's."
+    ),
 ]
 
 
@@ -235,11 +238,14 @@ def _word(value: object) -> str:
 
 def _say_data(console: Console, subject: Subject, held: Holdings) -> None:
     """Print what is repaired, with what, and what it is measured on."""
+    from fedbd.targets import ALL_TO_ALL  # noqa: PLC0415
+
     dataset = subject.dataset
     shape = "x".join(map(str, dataset.shape))
     lines = [f"Measured on {len(dataset.test)} test images of {shape}, {dataset.classes} classes."]
     if subject.target is not None:
-        lines[0] += f" Target label {subject.target}; the trigger only measures."
+        wanted = "All-to-all: label + 1" if subject.target == ALL_TO_ALL else f"Target label {subject.target}"
+        lines[0] += f" {wanted}; the trigger only measures."
     if held.trusted is not None:
         fit, validate = len(held.trusted.fit), len(held.trusted.validate)
         lines.append(f"Trusted: {fit} samples to fit and {validate} to validate on, out of {held.origin}.")

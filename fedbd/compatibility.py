@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from fedbd import fault_rules
+from fedbd.attacks.poisoning import cover_problem
 from fedbd.errors import Problem, ScenarioError
 from fedbd.field_values import shown
 from fedbd.registry import either, location
 from fedbd.roles import assignment, locally_defended, members, planned_window, role_of, selected
 from fedbd.scenario import TWIN, Scenario, memory_in_reach, with_open_windows
 from fedbd.summary import LAST_ROUNDS
+from fedbd.targets import ALL_TO_ALL, target_problem
 from fedbd.types import Need, Role
 
 Check = Callable[[Scenario], Iterator[Problem]]
@@ -122,6 +124,17 @@ def attacks_act(s: Scenario) -> Iterator[Problem]:
             )
 
 
+def targets_fit(s: Scenario) -> Iterator[Problem]:
+    """An attack can have its target, and its trigger what the attack asks of it."""
+    for i, attack in enumerate(s.attacks):
+        impl, path = attack.method.impl, f"attacks[{i}]"
+        found = [
+            target_problem(attack.target, attack.method.name, impl, f"{path}.target"),
+            cover_problem(impl, attack.trigger, f"{path}.cover"),
+        ]
+        yield from (problem for problem in found if problem is not None)
+
+
 def pollution_lasts(s: Scenario) -> Iterator[Problem]:
     """A local defense remembers samples by their places: what lies there must not change between participations."""
     for i, attack in enumerate(s.attacks):
@@ -174,9 +187,14 @@ def repairs_act(s: Scenario) -> Iterator[Problem]:
         if plan.mode == "in_loop" and not getattr(plan.method.impl, "repairs", True):
             expected = f"must be if_stopped_now: '{plan.method.name}' repairs nothing, it only finds clues"
             yield Problem(path=f"{path}.mode", expected=expected, got="'in_loop'")
-        if getattr(plan.method.impl, "oracle", False) and not s.attacks:
+        oracle = getattr(plan.method.impl, "oracle", False)
+        if oracle and not s.attacks:
             expected = "must be false where there is no attack to know of"
             yield Problem(path=f"{path}.oracle", expected=expected, got="true")
+        elif oracle and getattr(plan.method.impl, "needs_label", False) and s.attacks[0].target == ALL_TO_ALL:
+            expected = f"must be false: '{plan.method.name}' is told one target label, and {ALL_TO_ALL} has none"
+            remedy = "leave the cleanup out, or give the first attack a label as its target"
+            yield Problem(path=f"{path}.oracle", expected=expected, got="true", remedy=remedy)
 
 
 def clues_come_first(s: Scenario) -> Iterator[Problem]:
@@ -425,6 +443,7 @@ CHECKS: tuple[Check, ...] = (
     clients_listed,
     attackers_fit,
     attacks_act,
+    targets_fit,
     pollution_lasts,
     labels_differ,
     guards_run,

@@ -88,8 +88,9 @@ def _worded(place: str, details: list[Any], optional: bool, of_null: str) -> Pro
     if len(wanted) > 1 and "true or false" in wanted:
         wanted = [want for want in wanted if want != "true or false"] + ["true", "false"]
     remedy = ""
-    if first["type"] == "literal_error":
-        remedy = near_miss(str(value), _literals(first))
+    literal = next((detail for detail in details if detail["type"] == "literal_error"), None)
+    if literal is not None and value is not None:
+        remedy = near_miss(str(value), _literals(literal))
     elif value is None:
         remedy = of_null
     elif wanted == ["text"] and isinstance(value, bool | int | float):

@@ -17,6 +17,7 @@ from fedbd.errors import Problem, UserError
 from fedbd.repair import Truth, stamped_inputs
 from fedbd.seeding import numpy_rng
 from fedbd.subject import Asked, Source, Subject, caught, load_subject
+from fedbd.targets import ALL_TO_ALL
 from fedbd.types import Cleanup, Dataset, Samples, TrustedData
 
 SIZE, SHARE = 500, 0.5
@@ -137,6 +138,9 @@ def method_problems(methods: Mapping[str, Cleanup], subject: Subject, trusted: T
         if getattr(method, "oracle", False) and subject.trigger is None:
             expected = "is told the real trigger (oracle: true), and there is none"
             problems.append(Problem(path=path, expected=expected, remedy="add --trigger and --target"))
+        elif getattr(method, "needs_label", False) and subject.target == ALL_TO_ALL:
+            expected = f"is told one target label, and {ALL_TO_ALL} has none"
+            problems.append(Problem(path=path, expected=expected, remedy="take another method"))
         ask: Callable[[nn.Module], str | None] | None = getattr(method, "refusal", None)
         reason = None if ask is None else ask(subject.model)
         if reason:

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedbd import targets
 from fedbd.defenses.cleanup.channel_norms import Norms, channel_norms, norm_ratios
 from fedbd.defenses.gradcam import gradcam
 from fedbd.metrics import Stamp, predict
+from fedbd.targets import Target
 from fedbd.types import Samples
 
 FAR = 2.0
@@ -76,10 +78,9 @@ class Shifts:
     inputs: int
 
 
-def victims(samples: Samples, target: int | None, most: int) -> Samples:
-    """Return the first ``most`` samples that do not have the target label; of all without a target."""
-    wanted = torch.arange(len(samples)) if target is None else torch.nonzero(samples.labels != target)[:, 0]
-    return samples.subset(wanted[:most])
+def victims(samples: Samples, target: Target | None, most: int) -> Samples:
+    """Return the first ``most`` samples that do not have the target label; of all without a single one."""
+    return samples.subset(torch.nonzero(targets.victims(samples.labels, target))[:most, 0])
 
 
 def one_of_each(samples: Samples, most: int) -> Samples:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fedbd.scores import precision_at, roc_auc, score_measures, tpr_at_fpr
 from fedbd.summary import binomial_interval
+from fedbd.targets import ALL_TO_ALL, Target, victims, wanted_labels
 from fedbd.training import memory_format_of
 from fedbd.types import Samples, Trigger
 
@@ -44,8 +45,6 @@ __all__ = [
 ]
 
 Stamp = Callable[[Tensor], Tensor]
-Target = int | Literal["all_to_all"]
-"""The label that an attack wants: one class, or (true label + 1) modulo the number of classes."""
 
 COLLAPSED_SHARE = 0.95
 COLLAPSED_MARGIN = 0.02
@@ -216,14 +215,13 @@ def evaluate(
     measured: dict[str, AttackMeasures] = {}
     for name, (trigger, target) in triggers.items():
         own = (held_out or {}).get(name, test)
-        rows, wanted = _victims(_labels(own), target, classes)
+        chosen = victims(own.labels.cpu(), target)
+        rows, wanted = chosen.nonzero()[:, 0].numpy(), wanted_labels(own.labels.cpu()[chosen], target, classes).numpy()
         hit = predict(model, own.subset(rows), stamp=trigger.stamp, threads=threads)
         measured[name] = {
             "attack_success": _share(hit == wanted),
             "robust_accuracy": _share(hit == _labels(own)[rows]),
-            "clean_accuracy_without_target": None
-            if target == "all_to_all"
-            else _share(clean == truth, truth != target),
+            "clean_accuracy_without_target": None if target == ALL_TO_ALL else _share(clean == truth, truth != target),
             "evaluated_samples": int(rows.size),
         }
     first = next(iter(measured.values()), None)
@@ -251,13 +249,6 @@ def _share(hits: NDArray[np.bool_], among: NDArray[np.bool_] | None = None) -> f
     """Return the share of hits among the chosen entries, None where none is chosen."""
     chosen = hits if among is None else hits[among]
     return float(np.count_nonzero(chosen)) / chosen.size if chosen.size else None
-
-
-def _victims(truth: NDArray[np.int64], target: Target, classes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the images that do not have the wanted label anyway, and the label that the attack wants of each."""
-    wanted = (truth + 1) % classes if target == "all_to_all" else np.full_like(truth, target)
-    rows = np.flatnonzero(wanted != truth)
-    return rows, wanted[rows]
 
 
 def is_collapsed(predicted: NDArray[np.int64], truth: NDArray[np.int64], classes: int) -> bool | None:

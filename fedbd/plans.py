@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, MinLen
 
 from fedbd.schema import Kind, Method
+from fedbd.targets import TargetField
 from fedbd.training import TrainingPlan
 
 Positive = Annotated[int, Ge(1)]
@@ -126,14 +127,15 @@ class AttackPlan:
         clients: Who.
         rounds: When they act.
         enabled: False gives the attack-free twin: same roles and draws, everybody acts honestly, triggers are measured.
-        target: Target label.
+        target: Target label, the same for all images; or ``all_to_all``: of an image of class y class y + 1, and 0 of
+            one of the last class.
         trigger: The trigger.
         training: The attackers' own training plan; null: the scenario's.
     """
 
     method: Annotated[Method, Kind("attack")]
     clients: Selection
-    target: Annotated[int, Ge(0)]
+    target: TargetField
     trigger: Annotated[Method, Kind("trigger")]
     label: str | None = None
     role: Literal["attacker", "polluted"] = "attacker"

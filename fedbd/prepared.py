@@ -24,6 +24,7 @@ from fedbd.models.checkpoint import load_checkpoint
 from fedbd.params import Layout, layout_of
 from fedbd.scenario import Scenario, from_dict
 from fedbd.seeding import numpy_rng, torch_rng
+from fedbd.targets import Target, class_problem
 from fedbd.types import Dataset, Samples, Trigger
 
 
@@ -45,7 +46,7 @@ class Prepared:
         return self.federation.dataset
 
     @property
-    def triggers(self) -> dict[str, tuple[Trigger, int]]:
+    def triggers(self) -> dict[str, tuple[Trigger, Target]]:
         """Trigger and target of each attack, by its name in the records: what a model is measured with."""
         return {attack.key: (attack.trigger.impl, attack.target) for attack in self.scenario.attacks}
 
@@ -125,9 +126,9 @@ def prepare(scenario: Scenario) -> Prepared:
 def _mismatches(prepared: Prepared) -> Iterator[Problem]:
     scenario, dataset = prepared.scenario, prepared.dataset
     for i, attack in enumerate(scenario.attacks):
-        if attack.target >= dataset.classes:
-            expected = f"must be below the number of classes ({dataset.classes})"
-            yield Problem(path=f"attacks[{i}].target", expected=expected, got=str(attack.target))
+        unknown = class_problem(attack.target, dataset.classes, f"attacks[{i}].target")
+        if unknown is not None:
+            yield unknown
         try:
             attack.trigger.impl.stamp(torch.zeros(1, *dataset.shape))
         except UserError as error:

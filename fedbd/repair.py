@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fedbd.errors import MethodRefused
 from fedbd.metrics import evaluate
 from fedbd.seeding import torch_rng
+from fedbd.targets import Target, one_label, victims
 from fedbd.types import Cleanup, Clues, Notes, Samples, Trigger, TrustedData, quantized
 
 MEASURES = ("clean_accuracy", "clean_accuracy_without_target", "attack_success", "robust_accuracy", "collapsed")
@@ -50,12 +51,12 @@ class Truth:
 
     Attributes:
         trigger: The real trigger.
-        target: The real target label.
+        target: The real target label, or ``all_to_all``.
         triggered: (N, C, H, W) uint8, triggered inputs that are no test images.
     """
 
     trigger: Trigger
-    target: int
+    target: Target
     triggered: Tensor
 
 
@@ -137,7 +138,7 @@ def repair(
     told_all = truth is not None and bool(getattr(method, "oracle", False))
     given = replace(clues, pruned={})
     if told_all and truth is not None:
-        given = replace(given, trigger=truth.trigger, target=truth.target, triggered=truth.triggered)
+        given = replace(given, trigger=truth.trigger, target=one_label(truth.target), triggered=truth.triggered)
     started = time.perf_counter()
     try:
         fixed, found, notes = method.clean(model, trusted, given, rng)
@@ -152,16 +153,16 @@ def repair(
     return Repaired(model=fixed, clues=found, notes={"acted": acted, **notes}, seconds=seconds, acted=acted)
 
 
-def judge(model: nn.Module, test: Samples, classes: int, trigger: Trigger | None, target: int | None) -> Notes:
+def judge(model: nn.Module, test: Samples, classes: int, trigger: Trigger | None, target: Target | None) -> Notes:
     """Return ``MEASURES`` of a model on a test set; those of an attack are None without a trigger and a target."""
     triggers = {} if trigger is None or target is None else {"trigger": (trigger, target)}
     found = evaluate(model, test, triggers, classes)
     return {name: getattr(found, name) for name in MEASURES}
 
 
-def stamped_inputs(samples: Samples, trigger: Trigger, target: int, most: int = 100) -> Tensor:
-    """Return up to ``most`` triggered inputs, (N, C, H, W) uint8, of the samples that do not have the target label."""
-    others = torch.nonzero(samples.labels != target)[:most, 0]
+def stamped_inputs(samples: Samples, trigger: Trigger, target: Target, most: int = 100) -> Tensor:
+    """Return up to ``most`` triggered inputs, (N, C, H, W) uint8, of samples that the attack wants another label of."""
+    others = torch.nonzero(victims(samples.labels, target))[:most, 0]
     return quantized(trigger.stamp(samples.batch(others)[0]))
 
 

@@ -22,10 +22,12 @@ from fedbd.errors import Problem, UserError
 from fedbd.models.checkpoint import load_checkpoint
 from fedbd.plans import DataPlan
 from fedbd.record import SCENARIO
+from fedbd.registry import near_miss
 from fedbd.scenario import load_scenario
 from fedbd.scenario_file import parse_yaml, read_yaml
 from fedbd.schema import Kind, Method, parse
 from fedbd.seeding import torch_rng
+from fedbd.targets import ALL_TO_ALL, Target, class_problem
 from fedbd.types import Dataset, Partitioner, Trigger
 
 T = TypeVar("T")
@@ -54,7 +56,7 @@ class Source:
         data: The data set.
         model: The model family.
         trigger: The (first) attack's trigger.
-        target: Its target label.
+        target: Its target label, or ``all_to_all``.
         seed: Of the training or run.
         held_out: Of a central training: clean samples that it left out.
         trusted: Of a scenario: the trusted set that no client had.
@@ -66,7 +68,7 @@ class Source:
     data: DataPlan
     model: Method | None = None
     trigger: Method | None = None
-    target: int | None = None
+    target: Target | None = None
     seed: int = 0
     held_out: int | None = None
     trusted: Trusted | None = None
@@ -84,7 +86,7 @@ class Asked:
         data: A YAML value of a data method, a scenario or central YAML file, or a folder; None: the checkpoint's own.
         model: A YAML value; None: that of the data's file.
         trigger: A YAML value; None: that of the data's file.
-        target: Target label; None: that of the data's file.
+        target: A label or ``all_to_all``; None: that of the data's file.
         twin: Checkpoint of the attack-free twin.
         reference: Checkpoint of the model that the training started from.
     """
@@ -93,7 +95,7 @@ class Asked:
     data: str | None = None
     model: str | None = None
     trigger: str | None = None
-    target: int | None = None
+    target: str | None = None
     twin: Path | None = None
     reference: Path | None = None
 
@@ -106,7 +108,7 @@ class Subject:
         model: In eval mode.
         dataset: The data set.
         trigger: None where there is no attack to look for.
-        target: Target label; None without a trigger.
+        target: Target label, or ``all_to_all``; None without a trigger.
         twin: The attack-free twin, in eval mode, or None.
         reference: The model that the training started from, in eval mode; a folder's own where none is named; or None.
         source: What it was made with.
@@ -115,7 +117,7 @@ class Subject:
     model: nn.Module
     dataset: Dataset
     trigger: Trigger | None
-    target: int | None
+    target: Target | None
     twin: nn.Module | None
     reference: nn.Module | None
     source: Source
@@ -126,6 +128,17 @@ def value_of(kind: Literal["model", "trigger", "cleanup"], text: str, path: str,
     cls: Any = {"model": _Model, "trigger": _Trigger, "cleanup": _Cleanup}[kind]
     found = caught(problems, lambda: parse(cls, parse_yaml(text, path), path, problems))
     return None if found is None else found.method
+
+
+def target_of(word: str, path: str, problems: list[Problem]) -> Target | None:
+    """Return the target that a word names, a label or ``all_to_all``, or None with what is wrong with it."""
+    if word == ALL_TO_ALL:
+        return ALL_TO_ALL
+    if word.isascii() and word.isdigit() and len(word) < 10:
+        return int(word)
+    expected = f"must be a label (an integer >= 0) or {ALL_TO_ALL}"
+    problems.append(Problem(path=path, expected=expected, got=repr(word), remedy=near_miss(word, [ALL_TO_ALL])))
+    return None
 
 
 def source_of(text: str, path: str, problems: list[Problem]) -> Source | None:
@@ -217,7 +230,7 @@ def _home(checkpoint: Path) -> Path | None:
 
 def _named(
     asked: Asked, source: Source | None, problems: list[Problem]
-) -> tuple[Method | None, Method | None, int | None]:
+) -> tuple[Method | None, Method | None, Target | None]:
     """Return model, trigger and target: those of the command, else those of the file."""
     model = None if source is None else source.model
     if asked.model is not None:
@@ -228,8 +241,10 @@ def _named(
     trigger = None if source is None else source.trigger
     if asked.trigger is not None:
         trigger = value_of("trigger", asked.trigger, "--trigger", problems)
-    target = asked.target if asked.target is not None or source is None else source.target
-    if asked.trigger is not None and target is None:
+    target = None if source is None else source.target
+    if asked.target is not None:
+        target = target_of(asked.target, "--target", problems)
+    elif asked.trigger is not None and target is None:
         problems.append(Problem(path="--target", expected="is required with --trigger"))
     if asked.target is not None and trigger is None and asked.trigger is None:
         problems.append(Problem(path="--trigger", expected="is required with --target"))
@@ -237,13 +252,11 @@ def _named(
 
 
 def attack_problems(
-    trigger: Trigger | None, target: int | None, dataset: Dataset, trigger_path: str, target_path: str
+    trigger: Trigger | None, target: Target | None, dataset: Dataset, trigger_path: str, target_path: str
 ) -> list[Problem]:
     """Return what only the data can tell of a trigger and a target label."""
-    problems = []
-    if target is not None and not 0 <= target < dataset.classes:
-        expected = f"must be a class of the data, 0 to {dataset.classes - 1}"
-        problems.append(Problem(path=target_path, expected=expected, got=str(target)))
+    unknown = class_problem(target, dataset.classes, target_path)
+    problems = [] if unknown is None else [unknown]
     try:
         if trigger is not None:
             trigger.stamp(torch.zeros(1, *dataset.shape))

@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedbd.targets import Target
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -165,7 +167,7 @@ class AttackContext:
 
     Attributes:
         trigger: The trigger to plant.
-        target: The target label.
+        target: The target label, or ``all_to_all`` (see ``targets.wanted_labels``).
         classes: Number of classes.
         global_weights: (D,) float32, what the round started from.
         previous_step: (D,) float32, the last change of the global model, or None in round 1.
@@ -175,7 +177,7 @@ class AttackContext:
     """
 
     trigger: Trigger
-    target: int
+    target: Target
     classes: int
     global_weights: Vector
     previous_step: Vector | None = None
@@ -189,7 +191,8 @@ class Clues:
     """What one cleanup found and the next may use, so that methods chain.
 
     Attributes:
-        target: The suspected target label; the real one for a method with ``oracle: true``.
+        target: The suspected target label; the real one for a method with ``oracle: true``, None if there is no single
+            one (all-to-all).
         trigger: A recovered trigger; the real one for a method with ``oracle: true``.
         triggered: (N, C, H, W) uint8, triggered inputs; only for a method with ``oracle: true``.
         unlearned: The unlearned model of RNP, in eval mode.
@@ -261,7 +264,10 @@ class Trigger(Protocol):
 
 @runtime_checkable
 class Attack(Protocol):
-    """What an attacker, or whoever polluted a client's data, does."""
+    """What an attacker, or whoever polluted a client's data, does.
+
+    One that can have ``all_to_all`` for its target has an attribute ``all_to_all`` that is true; another gets a label.
+    """
 
     def pollute(self, data: Samples, ctx: AttackContext, rng: torch.Generator) -> tuple[Samples, NDArray[np.int64]]:
         """Poison a data set once and for all; return it and the poisoned indices, ascending."""
@@ -339,7 +345,11 @@ class Aggregator(Protocol):
 
 @runtime_checkable
 class Cleanup(Protocol):
-    """Repairs a model after aggregation."""
+    """Repairs a model after aggregation.
+
+    One with ``oracle`` that cannot act without the real target label has an attribute ``needs_label`` that is true: it
+    is refused where the attack is all-to-all.
+    """
 
     def clean(
         self, model: nn.Module, trusted: TrustedData | None, clues: Clues, rng: torch.Generator

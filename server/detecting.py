@@ -15,6 +15,7 @@ from fedbd.plans import AttackPlan, DetectionPlan
 from fedbd.prepared import Prepared
 from fedbd.scores import scores_of
 from fedbd.seeding import numpy_rng, torch_rng
+from fedbd.targets import victims
 from fedbd.types import Notes, Samples, quantized
 
 MEASURES = ("auc", "auc_shuffled", "tpr_at_fpr_1", "tpr_at_fpr_5", "precision")
@@ -24,7 +25,7 @@ EMPTY: Notes = dict.fromkeys(MEASURES)
 def detect(prepared: Prepared, plan: DetectionPlan, model: nn.Module, round_: int) -> Notes:
     """Return the record of one detector over incoming inputs in one round.
 
-    Half of the inputs carry the trigger of one of the attacks in turn (only images of other classes than its target);
+    Half of the inputs carry the trigger of one of the attacks in turn (only images that it wants another label of);
     the label that comes with an input is the one that the model predicts. The detector sees images and labels, mixed,
     and the trusted data; which inputs are triggered only the scoring here knows.
     """
@@ -152,6 +153,6 @@ def incoming(
 
 
 def _stamped(rest: Samples, attack: AttackPlan, turn: int, attacks: int, half: int) -> torch.Tensor:
-    eligible = torch.nonzero(rest.labels != attack.target)[:, 0][turn::attacks][: max(1, half // attacks)]
+    eligible = torch.nonzero(victims(rest.labels, attack.target))[:, 0][turn::attacks][: max(1, half // attacks)]
     raw = rest.images[eligible].to(torch.float32) / 255
     return quantized(attack.trigger.impl.stamp(raw))

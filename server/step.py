@@ -18,6 +18,7 @@ from fedbd.params import assign, flatten, sha256
 from fedbd.prepared import Prepared
 from fedbd.record import RunFolder, round_record
 from fedbd.roles import assignment, roles_in
+from fedbd.targets import one_label
 from fedbd.types import Clues, Notes, Role, Vector
 
 from .cleaning import Cleaned, clean
@@ -220,7 +221,8 @@ class Rounds:
                 "seconds": result.seconds,
                 "notes": result.notes,
             }
-            truth = {attack.target for attack in self.prepared.scenario.attacks if attack.enabled}
+            wanted = {one_label(attack.target) for attack in self.prepared.scenario.attacks if attack.enabled}
+            truth = wanted - {None}  # all-to-all no label is the right one, and none is wrong
             if result.notes.get("target") is not None and truth:
                 record[result.plan.key]["target_is_right"] = result.notes["target"] in truth
         return record

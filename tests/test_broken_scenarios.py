@@ -253,7 +253,7 @@ FIELDS = [
         "trusted.size: must be >= 2, got 1",
         "cohort.size: must be >= 1 or null, got 0",
         "attacks[0].clients: must hold exactly one of share, count and ids, got share and count",
-        "attacks[0].target: must be >= 0, got -1",
+        "attacks[0].target: must be >= 0 or all_to_all, got -1",
         f"attacks[0].trigger.name: must be {TRIGGERS} or package.module:Class, got 'grd'; did you mean 'grid'?",
         "engine.name: must be local, ray or deployment, got 'locl'; did you mean 'local'?",
     ),
@@ -443,6 +443,37 @@ COMBINATIONS = [
         GOOD + ATTACK.replace("target: 0", "target: 0, role: polluted"),
         "attacks[0].per: must be dataset for a polluted client: it trains by itself, only its data is poisoned, got "
         "'batch'",
+    ),
+    load(
+        "a misspelt target",
+        GOOD + ATTACK.replace("target: 0", "target: all_to_al"),
+        "attacks[0].target: must be an integer or all_to_all, got 'all_to_al'; did you mean 'all_to_all'?",
+    ),
+    load(
+        "clean labels of all classes",
+        GOOD + ATTACK.replace("target: 0", "target: all_to_all, labels: clean"),
+        "attacks[0].target: must be a label: with labels: clean an attack stamps the images of one class, got "
+        "'all_to_all'; set labels: dirty, or name a class",
+    ),
+    load(
+        "labels that are neither dirty nor clean",
+        GOOD + ATTACK.replace("target: 0", "target: 0, labels: cleen"),
+        "attacks[0].labels: must be dirty or clean, got 'cleen'; did you mean 'clean'?",
+    ),
+    load(
+        "a cover of disturbed triggers where there are none",
+        GOOD + ATTACK.replace("target: 0", "target: 0, share: 0.1, cover: 2"),
+        "attacks[0].cover: must be 0: the trigger 'grid' has no disturbed copies, got 2; take wanet",
+    ),
+    load(
+        "a cover larger than the batch",
+        GOOD + ATTACK.replace("target: 0", "target: 0, share: 0.5, cover: 2").replace("grid", "wanet"),
+        "attacks[0].cover: must leave share * (1 + cover) at most 1, got 1.5",
+    ),
+    load(
+        "a cover of clean labels",
+        GOOD + ATTACK.replace("target: 0", "target: 0, labels: clean, cover: 1").replace("grid", "wanet"),
+        "attacks[0].cover: must be 0 with labels: clean, got 1",
     ),
     load(
         "attacks of one name",
@@ -792,12 +823,12 @@ AT_THE_DATA = [
     prepared(
         "a target that is no class",
         GOOD + ATTACK.replace("target: 0", "target: 10"),
-        "attacks[0].target: must be below the number of classes (10), got 10",
+        "attacks[0].target: must be a class of the data, 0 to 9, got 10",
     ),
     prepared(
         "a trigger larger than the images, and a target that is no class",
         GOOD + ATTACK.replace("{name: grid}", "{name: grid, margin: 6}").replace("target: 0", "target: 99"),
-        "attacks[0].target: must be below the number of classes (10), got 99",
+        "attacks[0].target: must be a class of the data, 0 to 9, got 99",
         "attacks[0].trigger: needs images of at least 9x9 pixels (3x3 pattern, margin 6), got 8x8; lower the margin or "
         "take larger images",
     ),

@@ -74,6 +74,46 @@ def test_mistakes_in_a_file_come_at_once(tmp_path: Path) -> None:
         load_central(path)
 
 
+def test_what_cannot_work_together_in_a_poisoning_comes_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(TEXT.replace("target: 7", "target: all_to_all, labels: clean").replace("per: dataset, ", ""))
+    with pytest.raises(ScenarioError) as refused:
+        load_central(path)
+    assert [problem.path for problem in refused.value.problems] == ["poison.target", "poison.per"]
+    path.write_text(TEXT.replace("share: 0.1", "share: 0.1, cover: 2"))
+    with pytest.raises(ScenarioError, match=r"poison\.cover: must be 0: the trigger 'grid' has no disturbed copies"):
+        load_central(path)
+
+
+def test_an_all_to_all_and_a_clean_label_poisoning(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TEXT.replace("target: 7", "target: all_to_all"))
+    plan = load_central(path)
+    data = assemble_central(plan)
+    _, rest = hold_out(plan.seed, plan.held_out, len(data.dataset.train))
+    before, after = data.dataset.train.subset(rest).labels[data.poisoned], data.train.labels[data.poisoned]
+    assert torch.equal(after, (before + 1) % 10)
+    measured = measure(plan, data, new_model(plan, data.dataset))
+    assert measured["clean_accuracy_without_target"] is None
+    assert measured["attack_success"] is not None
+    path.write_text(TEXT.replace("target: 7", "target: 7, labels: clean"))
+    plan = load_central(path)
+    data = assemble_central(plan)
+    clean = data.dataset.train.subset(rest)
+    assert torch.equal(data.train.labels, clean.labels)
+    assert len(data.poisoned) == round(0.1 * int((clean.labels == 7).sum()))
+    assert (clean.labels[data.poisoned] == 7).all()
+
+
+def test_a_triggers_file_counts_by_its_content(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TEXT.replace("{name: grid}", f"{{name: blend, file: '{tmp_path / 'a.png'}'}}"))
+    (tmp_path / "a.png").write_bytes(b"one")
+    first = identity(load_central(path))
+    (tmp_path / "a.png").write_bytes(b"two")
+    assert identity(load_central(path)) != first
+
+
 def test_poisoned_indices_are_the_ground_truth(plan: CentralPlan) -> None:
     data = assemble_central(plan)
     clean = data.dataset.train.subset(np.setdiff1d(np.arange(len(data.dataset.train)), data.held_out))

@@ -17,6 +17,7 @@ import torch
 import fedbd
 from fedbd import cli
 from fedbd.central import assemble_central, load_central
+from fedbd.data.digits import Digits
 from fedbd.holdings import holdings
 from fedbd.models.cnn import Cnn
 from fedbd.scenario import load_scenario
@@ -183,7 +184,7 @@ TRAIN_MISTAKES: dict[str, tuple[list[str], str]] = {
     "a scenario": (["run.yaml"], "run.yaml is not a central training:"),
     "two fields": (
         ["tiny.yaml", "-s", "training.lr=fast", "-s", "poison.target=x"],
-        "  training.lr: must be a number, got 'fast'\n  poison.target: must be an integer, got 'x'",
+        "  training.lr: must be a number, got 'fast'\n  poison.target: must be an integer or all_to_all, got 'x'",
     ),
     "a target outside of the classes and no training data": (
         ["tiny.yaml", "-s", "poison.target=10", "-s", "held_out=5000", "-o", "elsewhere"],
@@ -375,6 +376,11 @@ CLEAN_MISTAKES: dict[str, tuple[list[str], str]] = {
         [MODEL, *FULL, *RNP, "--trigger", "grid", "--target", "10"],
         "--target: must be a class of the data, 0 to 9, got 10",
     ),
+    "a target that is no label": (
+        [MODEL, *FULL, *RNP, "--trigger", "grid", "--target", "all-to-all"],
+        "--target: must be a label (an integer >= 0) or all_to_all, got 'all-to-all'; did you mean 'all_to_all'?",
+    ),
+    "a label below 0": ([MODEL, *FULL, *RNP, "--trigger", "grid", "--target=-1"], "--target: must be a label (an"),
     "a trigger without a target": ([MODEL, *FULL, *RNP, "--trigger", "grid"], "--target: is required with --trigger"),
     "a target without a trigger": ([MODEL, *FULL, *RNP, "--target", "1"], "--trigger: is required with --target"),
     "a trigger that does not fit": (
@@ -495,6 +501,23 @@ def test_inspect_a_folder(place: Path, fedbd_: Call, monkeypatch: pytest.MonkeyP
     for name in ("norms.png", "gradcam.png"):
         assert f"pictures/{name}" in said.out
         assert (place / "pictures" / name).stat().st_size > 5000
+
+
+@pytest.mark.parametrize("command", [["clean", "-m", "finetune"], ["inspect", "-o", "every"]])
+def test_all_to_all_is_measured_over_every_class(command: list[str], place: Path, fedbd_: Call) -> None:
+    from fedbd.attacks.square_trigger import SquareTrigger
+    from fedbd.metrics import evaluate
+    from fedbd.models.checkpoint import load_checkpoint
+
+    said = fedbd_(command[0], MODEL, *command[1:], *FULL, "--trigger", "square", "--target", "all_to_all")
+    assert said.status == 0, said.text
+    net = Cnn(width=8).build((1, 8, 8), 10, torch.Generator())
+    load_checkpoint(net, Path(MODEL))
+    found = evaluate(net, Digits().load(None).test, {"t": (SquareTrigger(), "all_to_all")}, 10)
+    assert found.attack_success is not None
+    assert f"{100 * found.attack_success:.1f}" in said.out
+    if command[0] == "clean":
+        assert "All-to-all: label + 1; the trigger only measures." in said.out
 
 
 def test_inspect_without_a_trigger_compares_nothing(place: Path, fedbd_: Call) -> None:

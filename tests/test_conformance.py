@@ -89,6 +89,8 @@ ROWS = [
     Row("trigger", "object_overlay", {"object": "sticker", "width": 0.6}),
     Row("attack", "badnets"),
     Row("attack", "badnets", {"per": "dataset", "share": 0.5}),
+    Row("attack", "badnets", {"labels": "clean", "share": 0.5}),
+    Row("attack", "badnets", {"labels": "clean", "per": "dataset", "share": 1.0}),
     Row("evasion", "fgsm"),
     Row("evasion", "pgd", {"steps": 3}),
     Row("evasion", "cw", {"search_steps": 2, "iterations": 10}),

@@ -2,7 +2,7 @@
 
 M. Barni, K. Kallas, B. Tondi, "A New Backdoor Attack in CNNs by Training Set Corruption Without Label Poisoning",
 ICIP 2019, https://arxiv.org/abs/1902.11237, the sinusoidal signal: v(i, j) = delta sin(2 pi j f / m) for m columns,
-f = 6. The paper poisons images of the target class and leaves their labels.
+f = 6. The paper poisons images of the target class and leaves their labels: ``labels: clean`` of the attack.
 
 Differs from the paper: delta is 20 of 255 gray levels by default (the paper varies it; BackdoorBench takes 40). The
 code of ABL, NAD and RNP mixes in a sinusoid that was stored as uint8, whose negative half wrapped around to values near

@@ -6,7 +6,7 @@ bicubic interpolation, clipped to the image; code https://github.com/VinAIResear
 
 Differs from the paper: the field is drawn from ``seed``, once for all images of a size (the code of RNP draws another
 one for every image, which no model can learn). In images that are not square, offsets are scaled by the length of their
-own axis. ``disturbed`` makes the noisy copies of its noise mode.
+own axis. The noise mode is the attack's ``cover``.
 """
 
 from __future__ import annotations

@@ -111,6 +111,37 @@ def test_isolation_on_an_honest_client_has_precision_0_and_no_recall(spied: Prep
     assert {name: value for name, value in result.notes.items() if name in expected} == expected
 
 
+@pytest.mark.parametrize("role", ["attacker", "polluted"])
+def test_a_client_without_images_of_the_target_class_says_that_it_poisoned_nothing(
+    prepared: Prepared, role: str
+) -> None:
+    clean = {"name": "badnets", "role": role, "per": "dataset", "labels": "clean", "clients": {"ids": [1]}, **GRID}
+    scenario = from_dict(
+        {
+            **RAW,
+            "attacks": [clean],
+            "local_defense": {"name": "abl", "isolate_after": 1},
+            "detection": [{"name": "abl_isolation", "where": "training"}] if role == "polluted" else [],
+        }
+    )
+    partition = prepared.federation.partitions[1]
+    others = partition[prepared.dataset.train.labels.numpy()[partition] != 0]
+    partitions = [part if i != 1 else others for i, part in enumerate(prepared.federation.partitions)]
+    without = dataclasses.replace(prepared.federation, partitions=tuple(partitions))
+    weights = flatten(prepared.new_model())
+    notes = client_round(Prepared(scenario, without), 1, 1, weights, {}).notes
+    assert notes["poisoned"] == 0
+    full = client_round(Prepared(scenario, prepared.federation), 1, 1, weights, {}).notes
+    if role == "polluted":
+        assert (notes["detection"]["abl_isolation"]["positives"], notes["detection"]["abl_isolation"]["auc"]) == (
+            0,
+            None,
+        )
+        assert full["detection"]["abl_isolation"]["positives"] > 0
+    else:
+        assert full["poisoned"] > 0
+
+
 def test_integer_buffers_are_the_global_models_not_the_last_clients(prepared: Prepared) -> None:
     weights = flatten(prepared.new_model())
     state = prepared.model.state_dict()

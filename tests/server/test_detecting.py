@@ -16,6 +16,7 @@ from fedbd.plans import DetectionPlan, EvasionPlan
 from fedbd.prepared import Prepared, prepare
 from fedbd.scenario import from_dict
 from fedbd.schema import Method
+from fedbd.seeding import torch_rng
 from fedbd.types import Samples
 
 detect: Any = load_component(flower_app_dir(), "server", "detecting", "detect")
@@ -61,6 +62,17 @@ def test_inputs_are_mixed_and_labeled_by_the_model(prepared: Prepared) -> None:
     np.testing.assert_array_equal(inputs.labels.numpy(), predict(model, inputs))
     corner = inputs.images[torch.as_tensor(triggered)][:, 0, -3:, -3:]
     assert corner.eq(torch.tensor([[0, 0, 255], [0, 255, 0], [255, 0, 255]])).all()
+
+
+def test_all_to_all_inputs_of_every_class_are_triggered(prepared: Prepared) -> None:
+    attack = dataclasses.replace(prepared.scenario.attacks[0], target="all_to_all")
+    every = Prepared(dataclasses.replace(prepared.scenario, attacks=(attack,)), prepared.federation)
+    inputs, triggered = incoming(every, plan(Corner(), 10_000), prepared.new_model().eval(), 1)
+    order = torch.randperm(len(prepared.dataset.test), generator=torch_rng(0, "incoming/corner", 1))
+    assert int(triggered.sum()) == len(order) // 2
+    some, fewer = incoming(prepared, plan(Corner(), 10_000), prepared.new_model().eval(), 1)
+    assert int(fewer.sum()) < int(triggered.sum())
+    assert len(some) < len(inputs)
 
 
 def test_triggered_inputs_are_of_other_classes_and_no_clean_twin_is_among_the_negatives(prepared: Prepared) -> None:

@@ -287,6 +287,19 @@ class Pruner:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Told:
+    """A cleanup that says what it was told."""
+
+    oracle: bool = True
+    repairs: bool = False
+
+    def clean(self, model: nn.Module, trusted: Any, clues: Clues, rng: torch.Generator) -> Any:
+        caught = None if clues.triggered is None else len(clues.triggered)
+        said = {"acted": True, "label": clues.target, "trigger": clues.trigger is not None, "caught": caught}
+        return model, clues, said
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Finder:
     """A cleanup that repairs nothing."""
 
@@ -360,6 +373,22 @@ def test_a_method_that_only_finds_clues_has_no_before_and_after(tmp_path: Path) 
     assert entry["before"] is entry["after"] is None
     assert entry["acted"] is True
     assert entry["target_is_right"] is True
+
+
+def test_all_to_all_has_no_right_label_and_tells_an_oracle_none(tmp_path: Path) -> None:
+    from fedbd.plans import CleanupPlan
+
+    prepared = prepared_with(attacks=[{**RAW["attacks"][0], "target": "all_to_all"}])
+    plans = (
+        CleanupPlan(method=Method("c", Finder()), label="finder"),
+        CleanupPlan(method=Method("o", Told()), label="told"),
+    )
+    rounds_of(with_plans(prepared, *plans), tmp_path).after_round(outcome(prepared))
+    line = read_rounds(tmp_path)[0]
+    assert "target_is_right" not in line["cleanup"]["finder"]
+    assert line["cleanup"]["told"]["notes"] == {"acted": True, "label": None, "trigger": True, "caught": 100}
+    assert line["clean_accuracy_without_target"] is None
+    assert line["per_attack"]["badnets"]["evaluated_samples"] == len(prepared.dataset.test)
 
 
 def test_relearning_goes_on_from_what_acted_and_from_what_nothing_repaired(tmp_path: Path) -> None:

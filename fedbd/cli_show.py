@@ -26,6 +26,7 @@ from fedbd.cli_arguments import (
     raise_all,
     terminal,
 )
+from fedbd.cli_partition import refuse_idle, show_partition
 from fedbd.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -106,26 +107,37 @@ def show(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Of a run: only write its files.")] = False,
     as_json: AsJson = False,
+    partition: Annotated[
+        bool, typer.Option("--partition", help="Of a scenario (or a run): draw and print who holds what.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The picture of --partition; default: beside the scenario.")
+    ] = None,
+    settings: Settings = None,
 ) -> None:
-    """Show a method with its fields, a scenario resolved, or a finished run."""
+    """Show a method with its fields, a scenario resolved, who holds what in it, or a finished run."""
     with in_json(as_json):
         check_table(table)
         path = Path(what)
+        if partition:
+            show_partition(path, out, settings or [], quiet, as_json)
+            return
+        refuse_idle(path, out, settings or [])
         if table is not None and not path.is_dir():
             raise UserError([Problem(path="--table", expected="is for a run's folder", got=repr(what))])
         if path.is_dir():
             _show_run(path, table, quiet, as_json)
         elif path.suffix in (".yaml", ".yml"):
-            _show_scenario(path, as_json)
+            _show_scenario(path, settings or [], as_json)
         else:
             _show_method(what, as_json)
 
 
-def _show_scenario(path: Path, as_json: bool) -> None:
+def _show_scenario(path: Path, settings: list[str], as_json: bool) -> None:
     from fedbd.run_text import scenario_text  # noqa: PLC0415
     from fedbd.scenario import load_scenario  # noqa: PLC0415
 
-    scenario = load_scenario(path)
+    scenario = load_scenario(path, settings)
     if as_json:
         print_json(_resolved(scenario))
     else:

@@ -107,20 +107,31 @@ def prepare(scenario: Scenario) -> Prepared:
         raise ScenarioError(
             [Problem(path="engine.device", expected="no CUDA device is here", got="'cuda'", remedy=remedy)]
         )
-    heading = f"scenario '{scenario.name}' does not fit its data:"
+    prepared = Prepared(scenario, federate(scenario))
+    problems = list(_mismatches(prepared))
+    if problems:
+        raise UserError(problems, _heading(scenario))
+    return prepared
+
+
+def federate(scenario: Scenario) -> Federation:
+    """Load the data and split them: who holds what, without a model.
+
+    Raises:
+        UserError: If the data are not there, damaged, or cannot be split so.
+    """
     root = Path(scenario.data.root) if scenario.data.root else None
     try:
         dataset = scenario.data.method.impl.load(root)
-        federation = assemble(
+        return assemble(
             dataset, scenario.partition.method.impl, scenario.partition.clients, scenario.trusted, scenario.seed
         )
     except UserError as error:
-        raise type(error)(error.problems, heading) from None
-    prepared = Prepared(scenario, federation)
-    problems = list(_mismatches(prepared))
-    if problems:
-        raise UserError(problems, heading)
-    return prepared
+        raise type(error)(error.problems, _heading(scenario)) from None
+
+
+def _heading(scenario: Scenario) -> str:
+    return f"scenario '{scenario.name}' does not fit its data:"
 
 
 def _mismatches(prepared: Prepared) -> Iterator[Problem]:

@@ -37,6 +37,7 @@ METHODS: dict[str, dict[str, str]] = {
         "pathological": "fedbd.data.partition_pathological:Pathological",
         "quantity": "fedbd.data.partition_quantity:Quantity",
         "natural": "fedbd.data.partition_natural:Natural",
+        "flwr_datasets": "fedbd.data.partition_flwr_datasets:FlwrDatasets",
     },
     "model": {
         "cnn": "fedbd.models.cnn:Cnn",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,6 +65,7 @@ ROWS = [
     Row("partition", "quantity", {"law": "power", "alpha": 1.0, "minimum": 3}),
     Row("partition", "natural"),
     Row("partition", "natural", {"deal": "even"}),
+    Row("partition", "flwr_datasets", {"partitioner": "DealingPartitioner"}),
     Row("model", "cnn", {"width": 4}),
     Row("model", "mlp", {"hidden": [8]}),
     Row("model", "mnistnet"),
@@ -149,6 +152,17 @@ PROTOCOLS = {
 }
 CLASSES, PIXELS, TARGET = 4, 8, 1
 PLAN = TrainingPlan(epochs=1, batch_size=16, lr=0.05)
+
+
+@pytest.fixture(autouse=True)
+def stand_in_for_flwr_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(__file__).parent / "data" / "fake_flwr_datasets.py"
+    spec = importlib.util.spec_from_file_location("fake_flwr_datasets", path)
+    assert spec is not None
+    assert spec.loader is not None
+    fake = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fake)
+    fake.install(monkeypatch)
 
 
 def build(row: Row) -> Any:

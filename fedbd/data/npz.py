@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from fedbd.errors import DataError, Problem
 from fedbd.types import Dataset
 
 Header = tuple[tuple[int, ...], np.dtype[np.generic]]
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, RuntimeError)
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, RuntimeError, MemoryError)
 """What zipfile and NumPy raise on damaged files (NotImplementedError and UnicodeDecodeError are among them)."""
 
 
@@ -173,6 +174,8 @@ def _header(archive: zipfile.ZipFile, name: str) -> Header:
         major, _ = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
+    if math.prod(shape) * dtype.itemsize > archive.getinfo(f"{name}.npy").file_size and not dtype.hasobject:
+        raise ValueError("fewer bytes than its shape takes")  # before so much memory is asked for
     return shape, dtype
 
 

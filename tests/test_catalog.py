@@ -54,6 +54,8 @@ def test_the_description_names_the_class_and_every_field_with_its_default(kind: 
     assert len(lines) == len(dataclasses.fields(cls))
     for line, entry in zip(lines, dataclasses.fields(cls), strict=True):
         default = "required" if entry.default is dataclasses.MISSING else repr(entry.default)
+        if entry.default_factory is not dataclasses.MISSING:
+            default = repr(entry.default_factory())
         assert line.startswith(f"  {entry.name}: ")
         assert line.endswith(f" = {default}")
 

@@ -16,7 +16,7 @@ from torch import nn
 from fedbd.params import assign, flatten
 from fedbd.plans import AttackPlan
 from fedbd.prepared import Prepared
-from fedbd.roles import assignment, locally_defended, role_of
+from fedbd.roles import role_of
 from fedbd.scores import isolation_quality, score_measures, scores_of
 from fedbd.seeding import numpy_rng, torch_rng
 from fedbd.training import TrainingPlan, train
@@ -62,7 +62,7 @@ def client_round(
             ignores it whatever its attack, and a local defense has an objective of its own.
     """
     scenario = prepared.scenario
-    attack = assignment(scenario).get(client)
+    attack = prepared.assigned.get(client)
     role = role_of(attack, round_)
     model = prepared.model
     assign(model, weights, buffers)
@@ -79,7 +79,7 @@ def client_round(
     if role is Role.POLLUTED and attack is not None and ctx is not None:
         data, truth = attack.method.impl.pollute(data, ctx, torch_rng(scenario.seed, "pollute", client))
     detected = detect_own(prepared, model, data, truth, round_, client)
-    if scenario.local_defense is None or client not in locally_defended(scenario):
+    if scenario.local_defense is None or client not in prepared.defended:
         notes = train(model, data, plan, rng, proximal_mu=proximal_mu)
     else:
         before = memory.get("isolated")

@@ -22,6 +22,8 @@ from fedbd.data.stratify import stratified
 from fedbd.errors import CheckpointError, Problem, ScenarioError, UserError
 from fedbd.models.checkpoint import load_checkpoint
 from fedbd.params import Layout, layout_of
+from fedbd.plans import AttackPlan
+from fedbd.roles import assignment, locally_defended
 from fedbd.scenario import Scenario, from_dict
 from fedbd.seeding import numpy_rng, torch_rng
 from fedbd.targets import Target, class_problem
@@ -67,6 +69,16 @@ class Prepared:
             raise ScenarioError([Problem(path="evaluation.samples", expected=expected, got=str(wanted))])
         rng = numpy_rng(self.scenario.seed, "evaluation")
         return test.subset(stratified(test.labels.numpy(), wanted, rng)[0])
+
+    @cached_property
+    def assigned(self) -> dict[int, AttackPlan]:
+        """``roles.assignment``, worked out once: it goes over all clients, however few take part."""
+        return assignment(self.scenario)
+
+    @cached_property
+    def defended(self) -> frozenset[int]:
+        """``roles.locally_defended``, worked out once."""
+        return locally_defended(self.scenario)
 
     def new_model(self) -> nn.Module:
         """Return the initial model (the scenario's seed decides its weights)."""

@@ -96,9 +96,15 @@ def roles_in(scenario: Scenario, round_: int, clients: tuple[int, ...]) -> Mappi
     return {client: role_of(assigned.get(client), round_) for client in clients}
 
 
-def expected_images(scenario: Scenario, client: int, samples: int, round_: int) -> int:
-    """Return how many images a client trains on in a round: what an engine schedules by, and no message shows."""
-    attack = assignment(scenario).get(client)
+def expected_images(scenario: Scenario, attack: AttackPlan | None, samples: int, round_: int) -> int:
+    """Return how many images a client trains on in a round: what an engine schedules by, and no message shows.
+
+    Args:
+        scenario: The scenario.
+        attack: What the client is assigned to, or None.
+        samples: How many it holds.
+        round_: The round, from 1.
+    """
     attacks = attack is not None and role_of(attack, round_) is Role.ATTACKER
     plan = attack.training if attacks and attack is not None and attack.training is not None else scenario.training
     return plan.epochs * samples

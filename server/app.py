@@ -154,8 +154,12 @@ def _seconds_before(checkpoint: Checkpoint | None, rounds: Rounds) -> float:
 def _ordered(grid: Grid, scenario: Scenario, prepared: Prepared, rounds: Rounds) -> OrderedGrid:
     ordered = OrderedGrid(grid, scenario.partition.clients)
     if isinstance(grid, LocalGrid):
-        sizes = prepared.federation.sizes
-        ordered.cost = lambda client: expected_images(scenario, client, sizes[client], len(rounds.lines))
+        sizes, assigned = prepared.federation.sizes, prepared.assigned
+
+        def cost(client: int) -> int:
+            return expected_images(scenario, assigned.get(client), sizes[client], len(rounds.lines))
+
+        ordered.cost = cost
     return ordered
 
 

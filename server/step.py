@@ -17,7 +17,7 @@ from fedbd.models.checkpoint import save_safetensors
 from fedbd.params import assign, flatten, sha256
 from fedbd.prepared import Prepared
 from fedbd.record import RunFolder, round_record
-from fedbd.roles import assignment, roles_in
+from fedbd.roles import roles_in
 from fedbd.targets import one_label
 from fedbd.types import Clues, Notes, Role, Vector
 
@@ -240,7 +240,7 @@ class Rounds:
     def _seen(self, outcome: Any, observed: dict[int, dict[str, Any]]) -> Notes:
         scenario = self.prepared.scenario
         roles = roles_in(scenario, outcome.round, outcome.participants)
-        attackers = {client for client, attack in assignment(scenario).items() if attack.role == "attacker"}
+        attackers = {client for client, attack in self.prepared.assigned.items() if attack.role == "attacker"}
         honest = [sum(client not in attackers for client in group) for group in outcome.buckets]
         bad = [any(roles[client] is not Role.HONEST for client in group) for group in outcome.buckets]
         encrypted = scenario.secure_sum is not None

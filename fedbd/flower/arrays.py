@@ -5,22 +5,45 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping
-from typing import Any
+from functools import lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 _NUMPY = "numpy.ndarray"
+R = TypeVar("R", ArrayRecord, MetricRecord, ConfigRecord)
 
 
 def pack(array: NDArray[Any]) -> Array:
     """Return an array as Flower's ``Array`` (npy bytes, C order)."""
-    header = io.BytesIO()
     array = np.ascontiguousarray(array).reshape(array.shape)
-    npy.write_array_header_1_0(header, npy.header_data_from_array_1_0(array))
-    return Array(str(array.dtype), tuple(array.shape), _NUMPY, header.getvalue() + array.tobytes())
+    header = _written_header(array.dtype, array.shape)
+    return Array(str(array.dtype), tuple(array.shape), _NUMPY, header + array.tobytes())
+
+
+@lru_cache(maxsize=4096)
+def _written_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    header = io.BytesIO()
+    npy.write_array_header_1_0(header, {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
+@lru_cache(maxsize=4096)
+def _read_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return shape, order and dtype; cached, since a model's arrays have the same few headers in all messages."""
+    stream = io.BytesIO(head)
+    read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(stream)]
+    found: tuple[tuple[int, ...], bool, np.dtype[Any]] = read(stream)
+    return found
+
+
+def _header_bytes(data: bytes) -> int:
+    """Return where the header ends; its length field is whatever a client wrote, and is held to the data's."""
+    wide = data[6:7] == b"\x02"
+    return (12 if wide else 10) + int.from_bytes(data[8 : 12 if wide else 10], "little")
 
 
 def view(array: Array) -> NDArray[Any]:
@@ -30,14 +53,13 @@ def view(array: Array) -> NDArray[Any]:
         ValueError: If the bytes are no npy array, or one of Python objects.
     """
     data = array.data
-    stream = io.BytesIO(data[:1024])
     try:
-        read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(stream)]
-        shape, fortran, dtype = read(stream)
-        held, needed = len(data) - stream.tell(), math.prod(shape) * dtype.itemsize
+        end = min(_header_bytes(data), 1024)
+        shape, fortran, dtype = _read_header(bytes(data[:end]))
+        held, needed = len(data) - end, math.prod(shape) * dtype.itemsize
         if dtype.hasobject or held != needed or min(shape, default=0) < 0:
             raise ValueError(f"{dtype}{shape} does not fit {held} bytes")
-        return np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")
+        return np.frombuffer(data, dtype, offset=end).reshape(shape, order="F" if fortran else "C")
     except Exception as error:  # the header is whatever a client wrote
         raise ValueError(f"no npy array: {type(error).__name__}: {error}") from None
 
@@ -50,6 +72,15 @@ def pack_all(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
 def view_all(record: ArrayRecord) -> dict[str, NDArray[Any]]:
     """Return the arrays of a record by name, as views (see ``view``)."""
     return {name: view(array) for name, array in record.items()}
+
+
+def records_of(content: RecordDict, kind: type[R]) -> dict[str, R]:
+    """Return a message's records of one kind, by name.
+
+    What ``content.array_records`` would return refers to its message, and that to it: big arrays would then stay in
+    memory until the garbage collector comes, which may be dozens of clients later.
+    """
+    return {name: record for name, record in content.items() if isinstance(record, kind)}
 
 
 def payload_bytes(content: RecordDict) -> int:

@@ -57,7 +57,7 @@ def verdict(
         return tuple(clients), None
     counted = dict(zip(totals, aggregate.accepted, strict=True))
     accepted = tuple(client for client in clients if counted[fold.bucket[client]])
-    return accepted, tuple(client for client in clients if client not in accepted)
+    return accepted, tuple(client for client in clients if not counted[fold.bucket[client]])
 
 
 def sums_seen(fold: Fold) -> Sums:

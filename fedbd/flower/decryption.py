@@ -10,10 +10,10 @@ import math
 from typing import NamedTuple, cast
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedbd.errors import SecureSumFailed
-from fedbd.flower.arrays import pack_all, payload_bytes, view_all
+from fedbd.flower.arrays import pack_all, payload_bytes, records_of, view_all
 from fedbd.flower.failures import NO_REPLY, named, reason_in
 from fedbd.flower.folding import Fold
 from fedbd.flower.mods import CIPHERTEXT
@@ -121,8 +121,10 @@ def _answer(reply: Message | None, fold: Fold) -> Answer:
         raise SecureSumFailed(f"asked to decrypt, failed: {reason_in(reply)}")
     shape = (len(fold.start) + 1,)
     try:
-        rows = {int(bucket): row for bucket, row in view_all(reply.content.array_records[CIPHERTEXT]).items()}
-        noise = float(cast(float, reply.content.metric_records["noise"]["largest"]))
+        rows = {
+            int(bucket): row for bucket, row in view_all(records_of(reply.content, ArrayRecord)[CIPHERTEXT]).items()
+        }
+        noise = float(cast(float, records_of(reply.content, MetricRecord)["noise"]["largest"]))
         wrong = [bucket for bucket, row in rows.items() if row.shape != shape or row.dtype != np.int64]
         if set(rows) != set(fold.totals) or wrong or not (math.isfinite(noise) and noise >= 0):
             raise ValueError(f"rows for {sorted(rows)} with noise {noise}")

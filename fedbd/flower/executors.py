@@ -27,6 +27,8 @@ from fedbd.flower.workers import ONE_THREAD, WorkerFailed
 class Executor(Protocol):
     """Runs clients. A message and a context given to it are its own; nothing of them is shared with the caller.
 
+    One that has a ``width``, the number of clients that it runs at once, is given no more messages than keep it busy.
+
     Attributes:
         keeps_time: Whether every message has an outcome without anybody watching a clock: the executor itself ends a
             client that takes too long, or works in the caller's thread.
@@ -74,6 +76,7 @@ class SerialExecutor:
     """
 
     keeps_time = True
+    width = 1
 
     def __init__(self, app_factory: AppFactory) -> None:
         """Load the app."""
@@ -157,6 +160,7 @@ class ProcessPoolExecutor:
         _check(workers, timeout, cuda_devices)
         self.keeps_time = timeout is not None
         self._desk = Desk(pickled_factory(app_factory), timeout, start_timeout)
+        self.width = workers
         self._pending = 0
         self._pending_lock = threading.Lock()
         self._feeders: list[Feeder] = []

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedbd.crypto.grid import GRID_BITS
 from fedbd.errors import SecureSumFailed
-from fedbd.flower.arrays import payload_bytes, view, view_all
+from fedbd.flower.arrays import payload_bytes, records_of, view, view_all
 from fedbd.flower.failures import reason_in
 from fedbd.flower.mods import CIPHERTEXT
 from fedbd.params import Layout, is_weight, join, misfit
@@ -49,11 +49,13 @@ class Fold:
     bytes_up: int = 0
     ciphertext_bytes: int = 0
     seconds: float = 0.0
+    _answered: set[int] = field(default_factory=set)
 
     def add(self, client: int, reply: Message) -> None:
         """Add one client's reply, or note why it is rejected; a client answers once."""
-        if client not in self.bucket or client in self.rejected or client in self.accepted:
+        if client not in self.bucket or client in self._answered:
             return
+        self._answered.add(client)
         if reply.has_error():
             self.rejected[client] = reason_in(reply)
             return
@@ -86,7 +88,7 @@ class Fold:
             self.totals[bucket] = row
 
     def _row(self, reply: Message) -> Row:
-        records = list(reply.content.array_records.values())
+        records = list(records_of(reply.content, ArrayRecord).values())
         if len(records) != 1:
             raise ValueError(f"the reply must hold one ArrayRecord, got {len(records)}")
         arrays = view_all(records[0])
@@ -96,13 +98,13 @@ class Fold:
             raise ValueError(problem)
         claimed = 1.0
         if self.weighing.weighting == "examples":
-            metrics = next(iter(reply.content.metric_records.values()), None)
+            metrics = next(iter(records_of(reply.content, MetricRecord).values()), None)
             claimed = float(metrics["num-examples"]) if metrics is not None else float("nan")  # type: ignore[arg-type]
         delta = join(weights, self.layout) - self.start
         return to_row(delta, self.weighing.weight(claimed), bits=self.bits)
 
     def _encrypted(self, client: int, reply: Message) -> None:
-        blob = view(reply.content.array_records[CIPHERTEXT]["row"]).tobytes()
+        blob = view(records_of(reply.content, ArrayRecord)[CIPHERTEXT]["row"]).tobytes()
         bucket = self.bucket[client]
         total = self.evaluator.add(self.totals.get(bucket), blob)
         if total.size != len(self.start) + 1:  # the first one in a bucket: later ones are compared with it

@@ -91,6 +91,12 @@ class LocalGrid(Grid):
         self._replies: dict[str, Message] = {}
         compat.act_as(run_id, SERVER_NODE)
 
+    @property
+    def window(self) -> int | None:
+        """How many messages keep the executor busy while replies are being dealt with; None where it does not say."""
+        width = getattr(self._executor, "width", None)
+        return None if width is None else 2 * int(width)
+
     def set_run(self, run: Any) -> None:
         """Keep what Flower calls a run."""
         self._run = run

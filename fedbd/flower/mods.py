@@ -12,12 +12,12 @@ import time
 from typing import Any
 
 import numpy as np
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from fedbd.crypto.agent_client import KeyAgent
 from fedbd.errors import ClientFailed, SecureSumFailed
-from fedbd.flower.arrays import pack_all, view_all
+from fedbd.flower.arrays import pack_all, records_of, view_all
 from fedbd.flower.observer import observe
 from fedbd.flower.proxies import PROTOCOL
 from fedbd.params import is_weight, join, layout_of, misfit
@@ -45,7 +45,7 @@ def protocol_mod(message: Message, context: Context, call_next: ClientAppCallabl
     if SECURE not in message.content:
         return call_next(message, context)
     secure = dict(message.content[SECURE])
-    start = view_all(next(iter(message.content.array_records.values())))
+    start = view_all(next(iter(records_of(message.content, ArrayRecord).values())))
     reply = call_next(message, context)
     if reply.has_error():
         return reply
@@ -59,11 +59,10 @@ def _answer(content: RecordDict, context: Context) -> RecordDict:
         return RecordDict({PROTOCOL: ConfigRecord(identity)})
     if kind != "decrypt":
         raise ClientFailed(f"unknown protocol message '{kind}'")
+    blobs = view_all(records_of(content, ArrayRecord)[CIPHERTEXT])
     agent = KeyAgent(_handle(context))
     try:
-        sums = {
-            name: agent.decrypt(blob.tobytes()) for name, blob in view_all(content.array_records[CIPHERTEXT]).items()
-        }
+        sums = {name: agent.decrypt(blob.tobytes()) for name, blob in blobs.items()}
     finally:
         agent.close()
     noise = max((error for _, error in sums.values()), default=0.0)
@@ -77,7 +76,7 @@ def _answer(content: RecordDict, context: Context) -> RecordDict:
 
 
 def _encrypted(start: dict[str, Any], content: RecordDict, secure: dict[str, Any], context: Context) -> RecordDict:
-    end = view_all(next(iter(content.array_records.values())))
+    end = view_all(next(iter(records_of(content, ArrayRecord).values())))
     layout = layout_of(start)
     weights = {name: array for name, array in end.items() if is_weight(array)}
     problem = misfit(weights, layout)
@@ -86,8 +85,10 @@ def _encrypted(start: dict[str, Any], content: RecordDict, secure: dict[str, Any
     weighing = Weighing(
         weighting=secure["weighting"], average_examples=secure["average-examples"], largest=secure["largest-weight"]
     )
-    claimed = next(iter(content.metric_records.values()))["num-examples"] if weighing.weighting == "examples" else 1
-    weight = weighing.weight(float(claimed))  # type: ignore[arg-type]
+    claimed: Any = 1
+    if weighing.weighting == "examples":
+        claimed = next(iter(records_of(content, MetricRecord).values()))["num-examples"]
+    weight = weighing.weight(float(claimed))
     delta = join(weights, layout) - join(start, layout)
     row = to_row(delta, weight, float(secure["largest"]), int(secure["grid-bits"]))
     started = time.perf_counter()

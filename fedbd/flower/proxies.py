@@ -6,8 +6,9 @@ promises the same bits shows a strategy partitions 0 .. N-1 in order, whatever t
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -161,18 +162,18 @@ class OrderedGrid(_Proxy):
         if self.cost is not None:  # longest first: no worker idles while the last one works through a long job
             cost = self.cost
             batch.sort(key=lambda message: -cost(self._partition_of[message.metadata.dst_node_id]))
-        ids = list(self.inner.push_messages(batch))
-        self._asked = {
-            message_id: self._partition_of[message.metadata.dst_node_id]
-            for message_id, message in zip(ids, batch, strict=True)
-        }
-        waiting = set(ids)
+        self._asked = {}
+        rest = iter(batch)
+        # Replies that have come and are not folded yet take memory. Where the engine says how many messages keep it
+        # busy, it gets no more at a time: it cannot run ahead of the fold, whatever the size of the cohort.
+        waiting = self._send(rest, getattr(self.inner, "window", None) or len(batch))
         replies: list[tuple[int, Message]] = []
         lost = False
         ends = deadline is not None and not getattr(self.inner, "keeps_time", False)
         while waiting:
             arrived = list(self.inner.pull_messages(sorted(waiting)))
             for reply in arrived:
+                waiting |= self._send(rest, 1)
                 waiting.discard(reply.metadata.reply_to_message_id)
                 if reply.has_content() and LOST in reply.content:
                     lost = True
@@ -189,6 +190,14 @@ class OrderedGrid(_Proxy):
         if end is not None:
             end()
         return [reply for _, reply in sorted(replies, key=lambda pair: pair[0])]
+
+    def _send(self, messages: Iterator[Message], count: int) -> set[str]:
+        """Send the next few messages; return their ids."""
+        some = list(itertools.islice(messages, count))
+        ids = list(self.inner.push_messages(some)) if some else []
+        for message_id, message in zip(ids, some, strict=True):
+            self._asked[message_id] = self._partition_of[message.metadata.dst_node_id]
+        return set(ids)
 
 
 class CohortGrid(_Proxy):

@@ -287,9 +287,8 @@ class DefendedStrategy(Strategy):
 
     def _check(self, now: _Round) -> None:
         fold = now.fold
-        for client in now.cohort:
-            if client not in fold.accepted and client not in fold.rejected:
-                fold.rejected[client] = f"{NO_REPLY}\nwaited for {self.timeout:g} s"
+        for client in sorted(set(now.cohort).difference(fold.accepted, fold.rejected)):
+            fold.rejected[client] = f"{NO_REPLY}\nwaited for {self.timeout:g} s"
         if fold.rejected and self.on_client_failure == "fail":
             client, reason = min(fold.rejected.items())
             more = f" (and {len(fold.rejected) - 1} more clients)" if len(fold.rejected) > 1 else ""

@@ -50,6 +50,9 @@ def run(
     overwrite: Annotated[bool, typer.Option(help="Replace earlier runs of these scenarios and seeds.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processor cores to use; default: all.")] = None,
     twin: Annotated[bool, typer.Option(help="Also run the attack-free twins (the floor of the ASR).")] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Time a few steps, print what each run will take, and start none.")
+    ] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
     log_every: LogEvery = None,
@@ -65,6 +68,9 @@ def run(
         loaded = [scenario for path, scenario in found if fits(path, scenario, True, errors)]
         raise_all(errors)
         wanted = with_seeds(loaded if twin else [_without_twin(scenario) for scenario in loaded], seeds)
+        if dry_run:
+            _estimate(wanted, workers, as_json)
+            return
         jobs = plan(wanted, out, overwrite=overwrite)
     asked = [out / scenario.name / f"seed-{scenario.seed}" for scenario in wanted]
     carry_out(jobs, asked, workers, Printed(quiet=quiet, as_json=as_json, log_every=log_every, table=table))
@@ -119,6 +125,26 @@ def carry_out(jobs: list[Job], asked: list[Path], workers: int | None, printed: 
         for failure in failures:
             say(f"{failure.folder}: {failure.reason}", fg="red")
         raise typer.Exit(2 if all(failure.mistake for failure in failures) else 1)
+
+
+def _estimate(scenarios: list[Scenario], workers: int | None, as_json: bool) -> None:
+    """Print what runs will take."""
+    import dataclasses  # noqa: PLC0415
+
+    from fedbd.estimate import estimate  # noqa: PLC0415
+    from fedbd.prepared import prepare  # noqa: PLC0415
+    from fedbd.report.console import duration  # noqa: PLC0415
+    from fedbd.report.estimate_text import estimate_text  # noqa: PLC0415
+
+    found = [estimate(prepare(scenario), workers) for scenario in scenarios]
+    total = sum(each.run_seconds for each in found)
+    if as_json:
+        print_json({"estimates": [dataclasses.asdict(each) for each in found], "run_seconds": total})
+        return
+    for each in found:
+        typer.echo(estimate_text(each))
+    if len(found) > 1:
+        typer.echo(f"all, one after the other and each with a twin of its own: about {duration(total)}")
 
 
 def _print_runs(folders: list[Path], failures: list[Failure], table: Path | None) -> None:

@@ -339,7 +339,9 @@ class EnginePlan:
         executor: ``local`` only: ``process``, or ``serial`` in the driver itself.
         device: Where clients compute; the server evaluates and repairs on the CPU.
         client_gpus: ``ray`` only: the fraction of a GPU per client.
-        timeout: Seconds that a client may take for one message.
+        timeout: Seconds that a client may take for one message. ``local`` ends one that takes longer and replaces its
+            worker. ``ray`` and ``deployment`` cannot: the server waits so long for each turn of the workers, then goes
+            on without the client, and what Flower itself takes to start, queue and poll counts.
     """
 
     name: Literal["local", "ray", "deployment"] = "local"

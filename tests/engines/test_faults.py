@@ -20,6 +20,7 @@ from fedbd.flower.executors import Executor, ProcessPoolExecutor, SerialExecutor
 from fedbd.flower.local_grid import LocalGrid
 from fedbd.plans import FAULT_STAGES
 from fedbd.record import RunFolder, read_rounds, read_summary, same_records
+from fedbd.runs import run
 from fedbd.scenario import Scenario, from_dict
 
 serve: Any = load_component(flower_app_dir(), "server", "app", "serve")
@@ -202,3 +203,84 @@ def test_in_the_clear(kind: str, weighting: str, bench: Bench, fine: dict[str, d
         assert line["bytes_up"] == 3 * one  # what did not arrive counts nowhere
     if kind in ("extra_metric", "nan", "huge_count"):
         assert line["bytes_up"] == 4 * one + (8 if kind == "extra_metric" else 0)  # what was refused did arrive
+
+
+def test_a_bucket_that_drop_outs_leave_with_one_client_stays_closed(bench: Bench, tmp_path: Path) -> None:
+    fields = {"secure_sum": "ckks", "bucket_size": 2, "rounds": 1}
+    whole = carried_out(bench, bench.serial, scenario(**fields), tmp_path / "whole")[1]
+    assert (whole["server_saw"]["kind"], whole["server_saw"]["clients_per_sum"]) == ("bucket_sums", [2, 2])
+    gone = {"kind": "raise", "clients": {"ids": [FAULTY]}}
+    line = carried_out(bench, bench.serial, scenario(gone, **fields), tmp_path / "run")[1]
+    (alone,) = (int(client) for client in line["notes"]["faults"] if client != str(FAULTY))
+    assert line["notes"]["faults"][str(alone)].startswith("left alone in its sum, which stays closed")
+    assert line["notes"]["simulated_faults"] == {str(FAULTY): {"train": "raise"}}
+    assert line["accepted"] == [client for client in range(4) if client not in (FAULTY, alone)]
+    # One sum of two is left; it is still that of a bucket, not of the cohort.
+    assert (line["server_saw"]["kind"], line["server_saw"]["clients_per_sum"]) == ("bucket_sums", [2])
+    assert (line["server_saw"]["honest_per_sum_min"], line["bit_exact"]) == (2, True)
+    each = whole["server_saw"]["ciphertext_bytes"] / 4
+    assert line["server_saw"]["ciphertext_bytes"] == 3 * each  # the one left alone had sent its ciphertext
+
+
+ATTACK = {"name": "badnets", "clients": {"ids": [0]}, "target": 0, "trigger": "grid"}
+
+
+def test_the_twin_has_the_same_drop_outs(tmp_path: Path) -> None:
+    often = {"kind": "raise", "clients": {"share": 1.0}, "probability": 0.3}
+    late = {"kind": "garbage", "clients": {"share": 1.0}, "probability": 0.2, "stage": "decrypt"}
+    fields = {"secure_sum": "ckks", "bucket_size": 3, "rounds": 3, "seed": 6, "attacks": [ATTACK]}
+    partition = {"name": "iid", "clients": 7}
+    s = scenario(often, late, partition=partition, engine={"executor": "serial", "workers": None}, **fields)
+    result = run(s, tmp_path)
+    (twin,) = (read_rounds(path) for path in (tmp_path / "twins").iterdir())
+    for line, other in zip(result.rounds[1:], twin[1:], strict=True):
+        for name in ("participants", "accepted", "clients_saw"):
+            assert line[name] == other[name]
+        for name in ("faults", "simulated_faults"):
+            assert line["notes"].get(name) == other["notes"].get(name)
+        assert line["attack_success_floor"] == other["attack_success"]
+    assert sum(len(line["notes"].get("simulated_faults", {})) for line in twin[1:]) > 3
+
+
+EVERYWHERE = (
+    {"kind": "raise", "clients": {"ids": [0]}, "rounds": {"last": 1}},
+    {"kind": "vanish", "clients": {"ids": [2]}, "stage": "encrypt", "rounds": {"last": 1}},
+    {"kind": "garbage", "clients": {"ids": [3]}, "stage": "decrypt"},
+    {"kind": "nan", "clients": {"ids": [1]}, "rounds": {"first": 2}},
+    {"kind": "hang", "clients": {"ids": [4]}, "rounds": {"first": 2}},
+)
+"""What every engine survives: in the last round also a client that hangs, which two of them cannot end."""
+
+
+def everywhere(**engine: Any) -> Scenario:
+    partition = {"name": "iid", "clients": 5}
+    return scenario(*EVERYWHERE, partition=partition, secure_sum="ckks", engine={"workers": 2, **engine})
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the local engine with two workers records."""
+    path = run(everywhere(timeout=3), tmp_path_factory.mktemp("reference")).path
+    first, second = read_rounds(path)[1:]
+    assert {"0", "2"} <= set(first["notes"]["faults"])
+    assert {"1", "4"} <= set(second["notes"]["faults"])
+    assert any("3" in line["notes"]["faults"] for line in (first, second)), "nobody asked client 3: take another seed"
+    return path
+
+
+def test_one_worker_records_the_same(reference: Path, tmp_path: Path) -> None:
+    assert same_records(reference, run(everywhere(timeout=3, workers=1), tmp_path).path) == []
+
+
+@pytest.mark.flower
+def test_ray_records_the_same_and_ends(reference: Path, tmp_path: Path) -> None:
+    result = run(everywhere(name="ray", timeout=30), tmp_path)
+    assert same_records(reference, result.path) == []
+    assert result.summary["status"] == "finished"
+
+
+@pytest.mark.flower
+@pytest.mark.slow
+def test_supernodes_record_the_same(reference: Path, tmp_path: Path) -> None:
+    result = run(everywhere(name="deployment", timeout=120, workers=5), tmp_path)
+    assert same_records(reference, result.path) == []

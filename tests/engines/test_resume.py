@@ -101,6 +101,19 @@ def test_encrypted_with_workers(make: Make, encrypted: RunResult, tmp_path: Path
     assert same_records(encrypted.path, resume(folder).path) == []
 
 
+def test_clients_go_on_failing(tmp_path: Path) -> None:
+    often = {"kind": "raise", "clients": {"share": 1.0}, "probability": 0.25}
+    late = {"kind": "garbage", "clients": {"share": 1.0}, "probability": 0.3, "stage": "decrypt"}
+    fields = {**SMALL, "seed": 0, "partition": {"name": "iid", "clients": 6}, "cohort": {"size": 5}}
+    fields |= {"secure_sum": "ckks"}
+    scenario = from_dict({**fields, "faults": [often, late], "on_client_failure": "skip"})
+    whole = run(scenario, tmp_path / "whole")
+    failed = [set(line["notes"].get("faults", {})) for line in whole.rounds[1:]]
+    assert sum(map(len, failed[:2])) > 0 < sum(map(len, failed[2:]))
+    folder = dead(scenario, tmp_path / "ended", 3)
+    assert same_records(whole.path, resume(folder).path) == []
+
+
 @pytest.fixture(scope="module")
 def loop(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     """The uninterrupted run with a persistent mask, moments and the re-learning test."""

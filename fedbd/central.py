@@ -20,6 +20,7 @@ from torch import nn
 from fedbd.attacks.poisoning import cover_problem
 from fedbd.data.files import content_of
 from fedbd.data.stratify import stratified
+from fedbd.data.trusted_groups import draw_groups
 from fedbd.errors import Problem, ScenarioError, UserError
 from fedbd.plans import DataPlan
 from fedbd.repair import judge
@@ -59,7 +60,8 @@ class CentralPlan:
         training: Epochs, rates, batches, augmentation of plain training; null where a defense trains.
         defense: A defense that trains the model itself, in a schedule of its own, in place of ``training``.
         seed: Decides initialization, order, poison and held-out data.
-        held_out: Clean samples kept out of the training, for defenses; their poisoned form is never seen.
+        held_out: Clean samples kept out of the training, for defenses; their poisoned form is never seen. Where the
+            data have groups, whole ones are kept out.
         poison: The poisoning, or None.
     """
 
@@ -180,7 +182,7 @@ def assemble_central(plan: CentralPlan) -> CentralData:
     """Load, hold out, and poison the rest."""
     root = Path(plan.data.root) if plan.data.root else None
     dataset: Dataset = plan.data.method.impl.load(root)
-    out, rest = hold_out(plan.seed, plan.held_out, len(dataset.train))
+    out, rest = hold_out(plan.seed, plan.held_out, len(dataset.train), dataset.groups)
     train, poisoned = dataset.train.subset(rest), np.empty(0, np.int64)
     if plan.poison is not None and plan.poison.enabled:
         ctx = AttackContext(
@@ -193,8 +195,13 @@ def assemble_central(plan: CentralPlan) -> CentralData:
     return CentralData(dataset=dataset, train=train, poisoned=poisoned, held_out=out)
 
 
-def hold_out(seed: int, held_out: int, samples: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def hold_out(
+    seed: int, held_out: int, samples: int, groups: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return which of so many training samples are kept out of the training, and the rest; both ascending.
+
+    Where the data have groups (tracks of near copies), whole ones are kept out; what is not wanted of the last one is
+    in neither part.
 
     Raises:
         UserError: If nothing would be left to train on.
@@ -202,6 +209,15 @@ def hold_out(seed: int, held_out: int, samples: int) -> tuple[NDArray[np.int64],
     if held_out >= samples:
         expected = f"must leave samples to train on: less than {samples}"
         raise UserError([Problem(path="held_out", expected=expected, got=str(held_out))])
+    if groups is not None and held_out:
+        everything, wanted = np.zeros(samples, np.int64), np.array([held_out], dtype=np.int64)
+        try:
+            out, _, rest = draw_groups(everything, groups, wanted, 0, numpy_rng(seed, "held-out"))
+        except UserError as error:
+            raise UserError(
+                [replace(problem, path="held_out", remedy="lower it") for problem in error.problems]
+            ) from None
+        return out, rest
     order = numpy_rng(seed, "held-out").permutation(samples).astype(np.int64)
     return np.sort(order[:held_out]), np.sort(order[held_out:])
 

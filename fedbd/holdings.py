@@ -101,7 +101,8 @@ def holdings(source: Source, dataset: Dataset, size: int | None, share: float | 
     every = np.arange(len(labels), dtype=np.int64)
     pool, origin = every, "the training part (the model may have been trained on them)"
     if source.held_out:
-        pool, origin = hold_out(source.seed, source.held_out, len(labels))[0], "what the training left out"
+        pool = hold_out(source.seed, source.held_out, len(labels), dataset.groups)[0]
+        origin = "what the training left out"
     elif source.trusted is not None:
         fit, validate, _ = held_by_server(dataset, source.trusted, source.partitioner, source.seed)
         pool, origin = np.sort(np.concatenate([fit, validate])), "the run's own trusted set"

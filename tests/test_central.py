@@ -138,6 +138,21 @@ def test_held_out_samples_are_not_trained_on(plan: CentralPlan) -> None:
     assert len(hold_out(3, 0, 50)[0]) == 0
 
 
+def test_held_out_samples_are_no_near_copies_of_trained_ones() -> None:
+    tracks = np.random.default_rng(0).permutation(np.repeat(np.arange(40), 5))
+    out, rest = hold_out(3, 52, 200, tracks)
+    assert len(out) == 52
+    assert len(rest) == 200 - 55  # the last track's other three frames are in neither
+    assert not set(tracks[out]) & set(tracks[rest])
+    assert (np.diff(out) > 0).all()
+    assert (np.diff(rest) > 0).all()
+    assert all(np.array_equal(a, b) for a, b in zip((out, rest), hold_out(3, 52, 200, tracks), strict=True))
+    assert [len(part) for part in hold_out(3, 0, 200, tracks)] == [0, 200]
+    with pytest.raises(UserError) as caught:
+        hold_out(3, 198, 200, tracks)
+    assert str(caught.value) == "held_out: must leave whole groups: it takes all 40, got 198; lower it"
+
+
 def test_the_twin_has_the_same_draws_and_initialization_and_no_poison(plan: CentralPlan) -> None:
     data, twin = assemble_central(plan), assemble_central(twin_of(plan))
     assert len(twin.poisoned) == 0

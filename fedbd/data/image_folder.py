@@ -78,14 +78,14 @@ class ImageFolder:
         return listing
 
     def _decode(self, base: Path, listing: Listing) -> Arrays:
-        classes = sorted({folder for folder, _ in listing["train"]})
+        number = {folder: i for i, folder in enumerate(sorted({folder for folder, _ in listing["train"]}))}
         arrays: Arrays = {}
         problems: list[Problem] = []
         for part, where in (("train", self.train), ("test", self.test)):
             names = [name for _, name in listing[part]]
             images, bad = read_pictures(base, names, where, self.size, self.channels)
             problems += bad
-            labels = np.array([classes.index(folder) for folder, _ in listing[part]], dtype=np.int64)
+            labels = np.array([number[folder] for folder, _ in listing[part]], dtype=np.int64)
             arrays |= {f"{part}_images": images, f"{part}_labels": labels}
         if problems:
             raise DataError(problems)

@@ -45,7 +45,7 @@ def draw_groups(
         taken, free = _gather(kinds, members, free, wanted, rng)
         drawn.append(taken)
     if not free:
-        expected = f"must leave a group for the clients: it takes all {len(ids)}"
+        expected = f"must leave whole groups: it takes all {len(ids)}"
         raise UserError([Problem(path="trusted.size", expected=expected, got=str(int(counts.sum())))])
     rest = np.sort(np.concatenate([members[place] for place in free])).astype(np.int64)
     return drawn[1], drawn[0], rest

@@ -88,7 +88,7 @@ AT_THE_DATA = {
     ),
     "a trusted set of all ids": (
         scenario(data=NPZ, partition={"name": "natural", "clients": 2}, trusted={"size": 59}),
-        ["trusted.size: must leave a group for the clients: it takes all 12, got 59"],
+        ["trusted.size: must leave whole groups: it takes all 12, got 59"],
     ),
     "more classes than there are": (
         scenario(data=NPZ, partition={"name": "pathological", "classes": 5}),

@@ -163,11 +163,11 @@ def test_who_decides_whether_groups_stay_whole():
     [
         (
             Trusted(size=599),
-            "trusted.size: must leave a group for the clients: it takes all 120, got 599",
+            "trusted.size: must leave whole groups: it takes all 120, got 599",
         ),
         (
             Trusted(size=590, balance="balanced"),
-            "trusted.size: must leave a group for the clients: it takes all 120, got 590",
+            "trusted.size: must leave whole groups: it takes all 120, got 590",
         ),
         (
             Trusted(size=148, labels=(1,), balance="balanced", validate_share=0.01),

@@ -8,6 +8,7 @@ have to find out.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from fedbd.plans import Stage
 from fedbd.roles import selected
@@ -25,7 +26,13 @@ def chosen(scenario: Scenario, number: int) -> frozenset[int]:
     clients, who = scenario.partition.clients, scenario.faults[number].clients
     if who.ids is not None:
         return frozenset(who.ids)
-    drawn = numpy_rng(scenario.seed, "faults", number).choice(clients, selected(who, clients), replace=False)
+    return _drawn(scenario.seed, number, clients, selected(who, clients))
+
+
+@lru_cache(maxsize=64)
+def _drawn(seed: int, number: int, clients: int, wanted: int) -> frozenset[int]:
+    """Return the drawn clients; kept, for every message asks."""
+    drawn = numpy_rng(seed, "faults", number).choice(clients, wanted, replace=False)
     return frozenset(int(client) for client in drawn)
 
 

@@ -25,7 +25,7 @@ from fedbd.scenario import Scenario, from_dict
 
 serve: Any = load_component(flower_app_dir(), "server", "app", "serve")
 CLIENT_APP = (flower_app_dir() / "clients" / "app.py", "app")
-TIMEOUT = 2.0
+TIMEOUT = 3.0
 PATIENCE = 0.5
 """Of the server, per turn, for what the executor does not end: replies that vanish."""
 FAULTY = 1
@@ -260,7 +260,7 @@ def everywhere(**engine: Any) -> Scenario:
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the local engine with two workers records."""
-    path = run(everywhere(timeout=3), tmp_path_factory.mktemp("reference")).path
+    path = run(everywhere(timeout=5), tmp_path_factory.mktemp("reference")).path
     first, second = read_rounds(path)[1:]
     assert {"0", "2"} <= set(first["notes"]["faults"])
     assert {"1", "4"} <= set(second["notes"]["faults"])
@@ -269,7 +269,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_one_worker_records_the_same(reference: Path, tmp_path: Path) -> None:
-    assert same_records(reference, run(everywhere(timeout=3, workers=1), tmp_path).path) == []
+    assert same_records(reference, run(everywhere(timeout=5, workers=1), tmp_path).path) == []
 
 
 @pytest.mark.flower

@@ -240,10 +240,12 @@ def _train_seconds(prepared: Prepared, pace: Pace, workers: int, round_: int, at
     """Return the seconds of a round's training: the jobs spread over the workers, the longest first."""
     scenario, sizes = prepared.scenario, prepared.federation.sizes
     jobs = []
+    assigned = assignment(scenario)
     for client in draw_cohort(scenario, round_):
-        attacks = attacked and role_of(assignment(scenario).get(client), round_) is Role.ATTACKER
+        attack = assigned.get(client)
+        attacks = attacked and role_of(attack, round_) is Role.ATTACKER
         images = (
-            expected_images(scenario, client, sizes[client], round_)
+            expected_images(scenario, attack, sizes[client], round_)
             if attacks
             else scenario.training.epochs * sizes[client]
         )

@@ -57,7 +57,9 @@ def draw_partition(path: str | Path, view: PartitionView) -> None:
     handles = _legend(view)
     if handles:
         style: dict[str, Any] = {"frameon": False, "fontsize": 8, "columnspacing": 1.2, "handlelength": 1.2}
-        figure.legend(handles=handles, loc="lower center", ncols=max(1, int(width / 0.8)), **style)
+        columns = max(1, int(width / 0.8))
+        by_row = [handles[i] for first in range(columns) for i in range(first, len(handles), columns)]
+        figure.legend(handles=by_row, loc="lower center", ncols=columns, **style)
     figure.savefig(path, dpi=150, metadata={"Software": None} if Path(path).suffix == ".png" else None)
 
 

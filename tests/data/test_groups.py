@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,10 @@ from fedbd.data.partition_natural import Natural
 from fedbd.data.partition_pathological import Pathological
 from fedbd.data.trusted import Trusted, hold_out
 from fedbd.errors import DataError, UserError
+from fedbd.holdings import holdings
+from fedbd.prepared import federate
+from fedbd.scenario import load_scenario
+from fedbd.subject import source_of
 from fedbd.types import Dataset, Samples, TrustedData
 
 GROUPS = np.array([7, 7, -3, 7, 100, -3, 100, 5, 5, 5], dtype=np.int64)
@@ -196,6 +201,21 @@ def test_the_column_reaches_no_client_and_no_defense():
     assert {field.name for field in dataclasses.fields(TrustedData)} == {"fit", "validate", "classes"}
     assert isinstance(made.client(0), Samples)
     assert isinstance(made.trusted, TrustedData)
+
+
+def test_a_model_of_such_a_run_is_repaired_with_the_runs_own_trusted_set(tmp_path):
+    """``fedbd clean`` draws it anew from the scenario: it has to know what kept the groups whole."""
+    raw = {"name": "t", "rounds": 1, "model": "mlp", "seed": 5, "trusted": {"size": 30}}
+    raw |= {"data": {"name": "generated", "samples": 300, "groups": 30}, "partition": {"name": "natural", "clients": 6}}
+    file = tmp_path / "scenario.yaml"
+    file.write_text(json.dumps(raw))
+    source = source_of(str(file), "--data", [])
+    made = federate(load_scenario(file))
+    held = holdings(source, made.dataset, None, None, 0)
+    assert held.origin == "the run's own trusted set"
+    for ours, theirs in ((held.trusted.fit, made.trusted.fit), (held.trusted.validate, made.trusted.validate)):
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.labels, theirs.labels)
 
 
 def noise(*shape):

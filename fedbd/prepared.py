@@ -159,6 +159,7 @@ def _mismatches(prepared: Prepared) -> Iterator[Problem]:
                 yield dataclasses.replace(problem, path=f"attacks[{i}].{problem.path}")
         except (ValueError, RuntimeError, IndexError) as error:
             yield Problem(path=f"attacks[{i}].trigger", expected=f"cannot be stamped on {_images(dataset)}: {error}")
+    yield from _evasion_targets(prepared)
     try:
         model = prepared.new_model()
     except UserError as error:
@@ -182,6 +183,16 @@ def _mismatches(prepared: Prepared) -> Iterator[Problem]:
         _ = prepared.measured
     except ScenarioError as error:
         yield from error.problems
+
+
+def _evasion_targets(prepared: Prepared) -> Iterator[Problem]:
+    """An evasion's target is a class of the data."""
+    for i, plan in enumerate(prepared.scenario.detection):
+        for j, evasion in enumerate(plan.adversarial):
+            target = getattr(evasion.method.impl, "target", None)
+            if isinstance(target, int) and target >= prepared.dataset.classes:
+                expected = f"must be below the number of classes ({prepared.dataset.classes})"
+                yield Problem(path=f"detection[{i}].adversarial[{j}].target", expected=expected, got=str(target))
 
 
 def _one_class(prepared: Prepared) -> Iterator[Problem]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedbd.errors import MethodRefused
 from fedbd.metrics import predict, roc_auc, score_measures
 from fedbd.plans import AttackPlan, DetectionPlan
 from fedbd.prepared import Prepared
@@ -66,7 +67,11 @@ def three_ways(
     found: Notes = {}
     for evasion in plan.adversarial:
         name, rng = evasion.method.name, torch_rng(seed, f"evasion/{plan.key}/{evasion.method.name}", round_)
-        perturbed, notes = evasion.method.impl.perturb(model, victims.images.float() / 255, victims.labels, rng)
+        try:
+            perturbed, notes = evasion.method.impl.perturb(model, victims.images.float() / 255, victims.labels, rng)
+        except MethodRefused as refusal:
+            found[name] = {**dict.fromkeys(PAIRS), "examples": 0, "success": None, "reason": str(refusal)}
+            continue
         images = quantized(perturbed)
         fooled = images[torch.as_tensor(predict(model, images)) != victims.labels]
         found[name] = {

@@ -898,6 +898,14 @@ AT_THE_DATA = [
         ),
     ),
     prepared(
+        "adversarial examples of a class that is none",
+        GOOD.replace("mlp", "cnn")
+        + TRUSTED
+        + ATTACK
+        + "detection: [{name: strip, adversarial: [fgsm, {name: cw, target: 10}]}]\n",
+        "detection[0].adversarial[1].target: must be below the number of classes (10), got 10",
+    ),
+    prepared(
         "a start that is not there, and a repair that cannot act",
         GOOD + TRUSTED + "start: {checkpoint: /nowhere/model.safetensors}\ncleanup: [rnp]\n",
         "start.checkpoint: /nowhere/model.safetensors: must be a file, got nothing of that name",

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fedbd.engines import flower_app_dir
+from fedbd.errors import MethodRefused
 from fedbd.flower.app_loader import load_component
 from fedbd.metrics import predict
 from fedbd.plans import DetectionPlan, EvasionPlan
@@ -165,6 +166,27 @@ def test_without_a_right_answer_nothing_can_be_attacked(prepared: Prepared) -> N
     found = detect(lost, both_kinds(Corner(), evasion), model, 1)["adversarial"]["white"]
     assert evasion.given == []
     assert found == {**dict.fromkeys(found), "examples": 0}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unable:
+    """An evasion that refuses."""
+
+    def perturb(self, model: Any, images: Any, labels: Any, rng: torch.Generator) -> Any:
+        raise MethodRefused("nothing to climb")
+
+
+def test_an_evasion_that_refuses_leaves_a_reason_and_the_rest_of_the_record(prepared: Prepared) -> None:
+    model, evasion = prepared.new_model().eval(), White()
+    adversarial = (
+        EvasionPlan(method=Method("unable", Unable())),
+        EvasionPlan(method=Method("white", evasion)),
+    )
+    line = detect(prepared, dataclasses.replace(plan(Corner()), adversarial=adversarial), model, 1)
+    assert line["auc"] == 1.0
+    pairs = dict.fromkeys(["clean_adversarial", "clean_backdoor", "adversarial_backdoor"])
+    assert line["adversarial"]["unable"] == {**pairs, "examples": 0, "success": None, "reason": "nothing to climb"}
+    assert line["adversarial"]["white"]["clean_backdoor"] == 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

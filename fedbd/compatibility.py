@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from fedbd import fault_rules
 from fedbd.attacks.poisoning import cover_problem
+from fedbd.defenses.trusted_data import fewest_trusted, needs_trusted
 from fedbd.errors import Problem, ScenarioError
 from fedbd.field_values import shown
 from fedbd.registry import either, location
@@ -230,7 +231,7 @@ def detectors_act(s: Scenario) -> Iterator[Problem]:
                 got="'training'",
                 remedy="give an attack role: polluted",
             )
-        if getattr(plan.method.impl, "needs_trusted", False):
+        if needs_trusted(plan.method.impl):
             expected = f"must be incoming: '{plan.method.name}' needs trusted data, and clients hold none"
             yield Problem(path=f"{path}.where", expected=expected, got="'training'")
         if plan.adversarial:
@@ -339,12 +340,17 @@ def rule_can_act(s: Scenario) -> Iterator[Problem]:
 
 
 def trusted_there(s: Scenario) -> Iterator[Problem]:
-    """Methods that need clean data have them."""
+    """Methods that need clean data have them, and enough to fit on."""
+    fit = 0 if s.trusted is None else s.trusted.size - s.trusted.validate_size
     for path, plan in s.guards:
-        if s.trusted is None and getattr(plan.method.impl, "needs_trusted", False):
+        if s.trusted is None and needs_trusted(plan.method.impl):
             expected = f"'{plan.method.name}' needs trusted data, and trusted is null"
             remedy = "add trusted: {size: 500}, or take a method that needs no data"
             yield Problem(path=path, expected=expected, remedy=remedy)
+        elif s.trusted is not None and fit < fewest_trusted(plan.method.impl):
+            expected = f"'{plan.method.name}' needs {fewest_trusted(plan.method.impl)} trusted samples to fit on"
+            remedy = "raise trusted.size or lower trusted.validate_share"
+            yield Problem(path=path, expected=expected, got=str(fit), remedy=remedy)
 
 
 def groups_there(s: Scenario) -> Iterator[Problem]:

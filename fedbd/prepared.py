@@ -19,6 +19,7 @@ from torch import nn
 from fedbd.data.assemble import Federation, assemble
 from fedbd.data.checks import describe
 from fedbd.data.stratify import stratified
+from fedbd.defenses.trusted_data import needs_classes, several_classes
 from fedbd.errors import CheckpointError, Problem, ScenarioError, UserError
 from fedbd.models.checkpoint import load_checkpoint
 from fedbd.params import Layout, layout_of
@@ -197,15 +198,17 @@ def _evasion_targets(prepared: Prepared) -> Iterator[Problem]:
 
 def _one_class(prepared: Prepared) -> Iterator[Problem]:
     """Methods that train on the trusted set must not get one class only: they would teach the model that class."""
-    trusted = prepared.federation.trusted
-    if trusted is None or len(set(trusted.fit.labels.tolist())) > 1:
+    scenario, trusted = prepared.scenario, prepared.federation.trusted
+    if trusted is None or scenario.trusted is None or several_classes(trusted.fit):
         return
-    for path, plan in prepared.scenario.guards:
-        if getattr(plan.method.impl, "needs_trusted", False):
+    named = scenario.trusted.labels
+    remedy = "raise trusted.size or set trusted.balance to balanced" if named is None or len(set(named)) > 1 else ""
+    for path, method in scenario.trusted_users:
+        if needs_classes(method.impl):
             yield Problem(
                 path=path,
-                expected=f"'{plan.method.name}' needs trusted data of several classes, and all of it is of one",
-                remedy="raise trusted.size, set trusted.balance to balanced, or leave trusted.labels out",
+                expected=f"'{method.name}' needs trusted data of several classes, and all of it is of one",
+                remedy=remedy or "leave trusted.labels out or name more classes",
             )
 
 

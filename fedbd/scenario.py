@@ -128,6 +128,11 @@ class Scenario:
         ]
         return cleanups + [(f"detection[{i}]", plan) for i, plan in enumerate(self.detection)]
 
+    @property
+    def trusted_users(self) -> list[tuple[str, Method]]:
+        """Whatever may read the trusted set, each with its path in the scenario."""
+        return [("aggregation", self.aggregation), *((path, plan.method) for path, plan in self.guards)]
+
     def measured(self, round_: int) -> bool:
         """Return whether the model is measured after a round: see ``EvaluationPlan.every``."""
         ends = (0, self.rounds)

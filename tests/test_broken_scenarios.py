@@ -511,6 +511,14 @@ COMBINATIONS = [
         "method that needs no data",
     ),
     load(
+        "fewer trusted data to fit on than a detector takes",
+        GOOD + "trusted: {size: 10}\ndetection: [lid, frequency, {name: label_switching, neighbors: 5}, strip]\n",
+        "detection[0]: 'lid' needs 20 trusted samples to fit on, got 5; raise trusted.size or lower "
+        "trusted.validate_share",
+        "detection[1]: 'frequency' needs 20 trusted samples to fit on, got 5; raise trusted.size or lower "
+        "trusted.validate_share",
+    ),
+    load(
         "cleanup and detection that never run",
         GOOD
         + "trusted: {size: 50}\ncleanup: [{name: rnp, every: 5}]\ndetection: [{name: rnp_unlearned, rounds: [3, 9]}]\n",
@@ -890,12 +898,22 @@ AT_THE_DATA = [
     ),
     prepared(
         "repair and detection with trusted data of one class",
-        GOOD.replace("mlp", "cnn") + "trusted: {size: 20, labels: [3]}\ncleanup: [clp, rnp]\ndetection: [strip]\n",
+        GOOD.replace("mlp", "cnn")
+        + "trusted: {size: 40, labels: [3]}\ncleanup: [clp, rnp]\n"
+        + "detection: [strip, model_mutation, {name: frequency, network: linear, transform: log}, {name: lid, "
+        + "neighbors: 5}, {name: spectral_signatures, center: trusted}, {name: activation_clustering, suspect: "
+        + "excess}, kernel_density, label_switching]\n",
         *(
-            f"{path} needs trusted data of several classes, and all of it is of one; raise trusted.size, set "
-            "trusted.balance to balanced, or leave trusted.labels out"
-            for path in ("cleanup[1]: 'rnp'", "detection[0]: 'strip'")
+            f"{path} needs trusted data of several classes, and all of it is of one; leave trusted.labels out or name "
+            "more classes"
+            for path in ("cleanup[1]: 'rnp'", "detection[6]: 'kernel_density'", "detection[7]: 'label_switching'")
         ),
+    ),
+    prepared(
+        "an aggregation rule with trusted data of one class",
+        GOOD.replace("mlp", "cnn") + "trusted: {size: 4, alpha: 0.001, balance: skewed}\naggregation: masa\n",
+        "aggregation: 'masa' needs trusted data of several classes, and all of it is of one; raise trusted.size or set "
+        "trusted.balance to balanced",
     ),
     prepared(
         "adversarial examples of a class that is none",

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from fedbd.attacks.grid_trigger import GridTrigger
+from fedbd.defenses.trusted_data import needs_classes
+from fedbd.errors import MethodRefused
 from fedbd.models.cnn import Cnn
 from fedbd.params import assign, flatten
 from fedbd.record import plain
@@ -442,3 +444,23 @@ def test_detector_scores_every_sample_and_repeats_itself(row: Row, model: nn.Mod
     assert np.array_equal(scores, build(row).score(model, data, trusted, generator(9))[0])
     assert same(state(model), before)
     assert same(state(data), original)
+
+
+ONE_CLASS = pytest.mark.parametrize("row", [row for row in ROWS if row.kind in ("cleanup", "detection")], ids=str)
+
+
+@ONE_CLASS
+def test_what_a_method_says_of_trusted_data_of_one_class_is_what_it_does(
+    row: Row, model: nn.Module, trusted: TrustedData
+) -> None:
+    """A scenario is refused by ``needs_classes`` alone: it must neither pass what refuses nor stop what acts."""
+    ones = TrustedData(samples(160, 2).subset(torch.arange(1, 160, CLASSES)), trusted.validate, CLASSES)
+    method = build(row)
+    act = method.clean if row.kind == "cleanup" else method.score
+    argument = clues() if row.kind == "cleanup" else None
+    call = (model, ones, argument) if row.kind == "cleanup" else (model, samples(30, 8), ones)
+    if needs_classes(method):
+        with pytest.raises(MethodRefused, match=r"one class|all of one"):
+            act(*call, generator(7))
+        return
+    act(*call, generator(7))

@@ -3,7 +3,31 @@
 from __future__ import annotations
 
 from fedbd.errors import MethodRefused
-from fedbd.types import TrustedData
+from fedbd.types import Need, Samples, TrustedData
+
+
+def needs_trusted(method: object) -> bool:
+    """Return whether a cleanup, a detector or an aggregation rule says that it cannot act without trusted data."""
+    return bool(getattr(method, "needs_trusted", False)) or Need.TRUSTED in getattr(method, "needs", ())
+
+
+def needs_classes(method: object) -> bool:
+    """Return whether the trusted data of a method must be of several classes.
+
+    It says so itself (``needs_classes``); one that does not is taken to train on them, and what trains on images of one
+    class learns to name it.
+    """
+    return needs_trusted(method) and bool(getattr(method, "needs_classes", True))
+
+
+def fewest_trusted(method: object) -> int:
+    """Return how many trusted images to fit a method takes at least (``fewest_trusted``; 1 where it does not say)."""
+    return int(getattr(method, "fewest_trusted", 1)) if needs_trusted(method) else 0
+
+
+def several_classes(samples: Samples) -> bool:
+    """Return whether samples are of more than one class."""
+    return len(set(samples.labels.tolist())) > 1
 
 
 def required(trusted: TrustedData | None, method: str, why: str, *, several: bool = True) -> TrustedData:
@@ -20,7 +44,7 @@ def required(trusted: TrustedData | None, method: str, why: str, *, several: boo
     """
     if trusted is None or min(len(trusted.fit), len(trusted.validate)) == 0:
         raise MethodRefused(f"{method} {why} trusted data and there are none; add trusted: {{size: 500}}")
-    if several and len(set(trusted.fit.labels.tolist())) == 1:
+    if several and not several_classes(trusted.fit):
         raise MethodRefused(
             f"{method} {why} trusted data and all of them are of one class; set trusted.labels to null or more classes"
         )

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedbd.defenses.aggregation.rows import rows_of, to_vector, weighted_sum
+from fedbd.defenses.trusted_data import several_classes
 from fedbd.errors import MethodRefused
 from fedbd.params import flatten
 from fedbd.training import TrainingPlan, memory_format_of, sgd
@@ -108,11 +109,17 @@ class MASA:
             trained on, its cost) and, if no row is left, ``reason``.
 
         Raises:
-            MethodRefused: If the server sees only one sum, or there are no trusted data or no model at hand.
+            MethodRefused: If the server sees only one sum, there are no trusted data of several classes or no model at
+                hand.
         """
         rows = rows_of(cohort, "masa")
         if cohort.trusted is None or len(cohort.trusted.fit) == 0:
             raise MethodRefused("masa unlearns trusted data and there are none; add trusted: {size: 500}")
+        if not several_classes(cohort.trusted.fit):
+            raise MethodRefused(
+                "masa unlearns trusted data and all of them are of one class; set trusted.labels to null or more "
+                "classes"
+            )
         if cohort.build is None:
             raise MethodRefused("masa trains every client's model and there is no model at hand; give the cohort build")
         losses, images = self._losses(rows, cohort, cohort.trusted.fit, cohort.build, rng)

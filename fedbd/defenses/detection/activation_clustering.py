@@ -114,6 +114,11 @@ class ActivationClustering:
         """Only to see which cluster is in excess."""
         return self.suspect == "excess"
 
+    @property
+    def needs_classes(self) -> bool:
+        """Labels without trusted samples are not judged; one may do."""
+        return False
+
     def refusal(self, model: nn.Module) -> str | None:
         """Return why a model cannot be looked into, None if it can: a run asks before it starts."""
         return refusal(lambda: ends(model, METHOD))
@@ -162,7 +167,7 @@ class ActivationClustering:
         """Return the trusted samples' features by class, None where they are not asked for."""
         if self.suspect == "smaller":
             return None
-        fit = required(trusted, METHOD, "compares with", several=False).fit
+        fit = required(trusted, METHOD, "compares with", several=self.needs_classes).fit
         features, labels = penultimate_features(model, fit, METHOD), fit.labels.cpu().numpy()
         return {int(label): features[labels == label] for label in np.unique(labels)}
 

@@ -202,6 +202,16 @@ class Frequency:
         """It trains on clean images."""
         return True
 
+    @property
+    def needs_classes(self) -> bool:
+        """It reads no labels."""
+        return False
+
+    @property
+    def fewest_trusted(self) -> int:
+        """Trusted images to fit that it takes at least."""
+        return FEWEST
+
     def problems(self) -> list[tuple[str, str]]:
         """Return what is wrong between the fields."""
         if self.network == "linear" and self.transform == "raw":
@@ -233,7 +243,7 @@ class Frequency:
         """
         for field, sentence in self.problems():
             raise MethodRefused(f"{METHOD}: {field} {sentence}")
-        trusted = required(trusted, METHOD, "trains on", several=False)
+        trusted = required(trusted, METHOD, "trains on", several=self.needs_classes)
         self._refuse(trusted, data)
         fit = trusted.fit.images.cpu()
         scale = _fit_scale(fit, self.transform == "log")

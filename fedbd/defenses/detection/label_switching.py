@@ -122,6 +122,11 @@ class LabelSwitching:
         """Classifiers and probabilities come from clean images."""
         return True
 
+    @property
+    def fewest_trusted(self) -> int:
+        """Trusted images to fit that it takes at least."""
+        return self.neighbors
+
     def refusal(self, model: nn.Module) -> str | None:
         """Return why a model cannot be looked into, None if it can: a run asks before it starts."""
         return refusal(lambda: spaces(model, "label_switching"))

@@ -84,6 +84,16 @@ class LID:
         """Neighbors are clean images."""
         return True
 
+    @property
+    def needs_classes(self) -> bool:
+        """It reads no labels."""
+        return False
+
+    @property
+    def fewest_trusted(self) -> int:
+        """Trusted images to fit that it takes at least."""
+        return self.neighbors
+
     def problems(self) -> list[tuple[str, str]]:
         """Return what is wrong between the fields."""
         if self.reference is None or self.reference >= self.neighbors:

@@ -106,6 +106,11 @@ class ModelMutation:
         """Clean data choose the noise level; where it is set, nothing else needs them."""
         return self.noise is None
 
+    @property
+    def needs_classes(self) -> bool:
+        """The noise level is chosen on any clean images."""
+        return False
+
     def refusal(self, model: nn.Module) -> str | None:
         """Return why a model cannot be mutated, None if it can: a run asks before it starts."""
         return refusal(lambda: linear_layers(model))

@@ -89,6 +89,11 @@ class SpectralSignatures:
         """Only to center on trusted samples."""
         return self.center == "trusted"
 
+    @property
+    def needs_classes(self) -> bool:
+        """Labels without trusted samples are not judged; one may do."""
+        return False
+
     def refusal(self, model: nn.Module) -> str | None:
         """Return why a model cannot be looked into, None if it can: a run asks before it starts."""
         return refusal(lambda: ends(model, METHOD))
@@ -136,7 +141,7 @@ class SpectralSignatures:
         """Return the mean feature of the trusted samples of each class, None where they are not asked for."""
         if self.center == "data":
             return None
-        fit = required(trusted, METHOD, "centers on", several=False).fit
+        fit = required(trusted, METHOD, "centers on", several=self.needs_classes).fit
         features, labels = penultimate_features(model, fit, METHOD), fit.labels.cpu().numpy()
         return {int(label): features[labels == label].mean(0) for label in np.unique(labels)}
 

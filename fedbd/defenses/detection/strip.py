@@ -73,6 +73,11 @@ class Strip:
         """The overlays are clean images."""
         return True
 
+    @property
+    def needs_classes(self) -> bool:
+        """Overlays may be of one class."""
+        return False
+
     def score(
         self, model: nn.Module, data: Samples, trusted: TrustedData | None, rng: torch.Generator
     ) -> tuple[NDArray[np.float64], Notes]:
@@ -92,7 +97,7 @@ class Strip:
         Raises:
             MethodRefused: Without trusted data or samples, or if the model's outputs are not finite.
         """
-        overlays = required(trusted, METHOD, "superimposes", several=False).fit.images
+        overlays = required(trusted, METHOD, "superimposes", several=self.needs_classes).fit.images
         if len(data) == 0:
             raise MethodRefused(f"{METHOD}: there are no samples to score; give it at least one")
         drawn = torch.randint(len(overlays), (len(data), self.overlays), generator=rng)

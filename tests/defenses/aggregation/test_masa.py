@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import gc
 import statistics
 import weakref
@@ -252,6 +253,9 @@ def test_refusals(rows: Any, start: Vector, trusted: TrustedData) -> None:
             {},
             rng(),
         )
+    threes = trusted.fit.subset(torch.nonzero(trusted.fit.labels == 3)[:, 0])
+    with pytest.raises(MethodRefused, match=r"one class; set trusted\.labels"):
+        MASA().aggregate(cohort(rows, start, dataclasses.replace(trusted, fit=threes)), {}, rng())
     with pytest.raises(MethodRefused, match="add trusted"):
         MASA().aggregate(cohort(rows, start, None), {}, rng())
     with pytest.raises(MethodRefused, match="no model at hand"):

@@ -168,7 +168,7 @@ def clean(
         twin=twin,
         reference=reference,
     )
-    subject, held = admit(asked, methods, trusted, validate_share, seed, problems)
+    subject, held = admit(asked, methods, trusted, validate_share, seed, problems, chain=chain)
     test, classes = subject.dataset.test, subject.dataset.classes
     _say_data(console, subject, held)
     rows = []

@@ -7,13 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from fedbd.central import draw_trusted, hold_out
+from fedbd.compatibility import GIVERS
 from fedbd.data.assemble import held_by_server
+from fedbd.defenses.trusted_data import fewest_trusted, needs_classes, needs_trusted, several_classes
 from fedbd.errors import Problem, UserError
+from fedbd.registry import either
 from fedbd.repair import Truth, stamped_inputs
 from fedbd.seeding import numpy_rng
 from fedbd.subject import Asked, Source, Subject, caught, load_subject
@@ -34,6 +36,8 @@ def admit(
     share: float | None,
     seed: int,
     problems: list[Problem],
+    *,
+    chain: bool = False,
 ) -> tuple[Subject, Holdings]:
     """Load a model, draw its trusted data and ask the methods whether they can act.
 
@@ -44,6 +48,7 @@ def admit(
         share: As in ``holdings``.
         seed: As in ``holdings``.
         problems: What is wrong so far.
+        chain: As in ``method_problems``.
 
     Raises:
         UserError: With everything wrong, so far and found here.
@@ -55,7 +60,7 @@ def admit(
     if subject is not None:
         held = caught(problems, lambda: holdings(subject.source, subject.dataset, size, share, seed))
     if subject is not None and held is not None:
-        problems += method_problems(methods, subject, held.trusted)
+        problems += method_problems(methods, subject, held.trusted, chain=chain)
     if problems or subject is None or held is None:
         raise UserError(problems, "nothing was repaired:")
     return subject, held
@@ -129,13 +134,21 @@ def _spare(dataset: Dataset, among: NDArray[np.int64], taken: NDArray[np.int64],
     return dataset.train.subset(numpy_rng(seed, "spare").permutation(rest)[:SPARE])
 
 
-def method_problems(methods: Mapping[str, Cleanup], subject: Subject, trusted: TrustedData | None) -> list[Problem]:
-    """Return why methods cannot act on a model and its data, as far as that can be told beforehand."""
-    problems = []
+def method_problems(
+    methods: Mapping[str, Cleanup], subject: Subject, trusted: TrustedData | None, *, chain: bool = False
+) -> list[Problem]:
+    """Return why methods cannot act on a model and its data, as far as that can be told beforehand.
+
+    Args:
+        methods: By label, in their order.
+        subject: The model and its data.
+        trusted: Clean data, or None.
+        chain: Whether a method gets the clues of those before it.
+    """
+    problems, given = [], set[str]()
     for label, method in methods.items():
         path = f"--method {label}"
-        if getattr(method, "needs_trusted", False):
-            problems += _data_problems(path, trusted)
+        problems += data_problems(path, method, subject.source, trusted)
         if getattr(method, "oracle", False) and subject.trigger is None:
             expected = "is told the real trigger (oracle: true), and there is none"
             problems.append(Problem(path=path, expected=expected, remedy="add --trigger and --target"))
@@ -146,14 +159,40 @@ def method_problems(methods: Mapping[str, Cleanup], subject: Subject, trusted: T
         reason = None if ask is None else ask(subject.model)
         if reason:
             problems.append(Problem(path=path, expected=f"cannot act: {reason}"))
+        problems += _clue_problems(path, method, subject, given)
+        given |= set(getattr(method, "gives_clues", ())) if chain else set()
     return problems
 
 
-def _data_problems(path: str, trusted: TrustedData | None) -> list[Problem]:
+def _clue_problems(path: str, method: Cleanup, subject: Subject, given: set[str]) -> list[Problem]:
+    """Return what a method must be told and nobody tells it; ``given``: what methods before it in a chain find."""
+    problems, clue = [], getattr(method, "needs_clue", None)
+    if clue is not None and clue not in given:
+        remedy = f"put -m {either(GIVERS.get(clue, ['one that does']))} before it and add --chain"
+        remedy += f", or set its field {clue}" if hasattr(method, clue) else ""
+        expected = f"uses the {clue} that a method before it finds, and none does"
+        problems.append(Problem(path=path, expected=expected, remedy=remedy))
+    if getattr(method, "needs_reference", False) and subject.reference is None:
+        expected = "compares with the model that the training started from, and there is none"
+        problems.append(Problem(path=path, expected=expected, remedy="name its checkpoint in --reference"))
+    return problems
+
+
+def data_problems(path: str, method: object, source: Source, trusted: TrustedData | None) -> list[Problem]:
+    """Return why a cleanup or detector cannot work with the trusted data that there are."""
+    if not needs_trusted(method):
+        return []
     if trusted is None:
         expected, remedy = "needs trusted data, and there are none", "leave --trusted 0 out, or take another method"
         return [Problem(path=path, expected=expected, remedy=remedy)]
-    if len(torch.unique(trusted.fit.labels)) < 2:
-        expected = "needs trusted data of several classes, and all of it is of one"
-        return [Problem(path=path, expected=expected, remedy="raise --trusted")]
+    if needs_classes(method) and not several_classes(trusted.fit):
+        expected, remedy = "needs trusted data of several classes, and all of it is of one", "raise --trusted"
+        named = None if source.trusted is None else source.trusted.labels
+        if named is not None and len(set(named)) == 1:
+            remedy = f"name data and model by themselves (--data, --model): the run's trusted.labels is {list(named)}"
+        return [Problem(path=path, expected=expected, remedy=remedy)]
+    fewest, fit = fewest_trusted(method), len(trusted.fit)
+    if fit < fewest:
+        expected, remedy = f"needs {fewest} trusted samples to fit on", "raise --trusted or lower --validate-share"
+        return [Problem(path=path, expected=expected, got=str(fit), remedy=remedy)]
     return []

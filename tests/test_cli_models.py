@@ -278,9 +278,10 @@ def test_the_same_command_gives_the_same_and_another_seed_another(place: Path, f
 
 
 def test_a_method_that_refuses_at_last_is_status_1_and_the_others_are_shown(place: Path, fedbd_: Call) -> None:
-    said = fedbd_("clean", "runs/tiny/seed-1", "-m", "linf_pruning", "-m", "{name: clp, u: 1}")
+    idle, lost = "{name: rnp, unlearn_epochs: 1, unlearn_lr: 0.000001}", "{name: finetune, start: unlearned}"
+    said = fedbd_("clean", "runs/tiny/seed-1", "-m", idle, "-m", lost, "-m", "{name: clp, u: 1}", "--chain")
     assert said.status == 1
-    assert "linf_pruning refused: linf_pruning needs a trigger" in said.out
+    assert "finetune start=unlearned refused: finetune shall start from the unlearned model" in said.out
     assert "clp u=1" in said.out
     assert "Traceback" not in said.text
 
@@ -331,8 +332,8 @@ def test_a_run_whose_start_lies_elsewhere_has_no_reference(place: Path, fedbd_: 
     assert subject.reference is None
     assert fedbd_("clean", folder, "-m", "clp").status == 0
     said = fedbd_("clean", folder, "-m", "flain")
-    assert said.status == 1  # refused where it is needed
-    assert "was given no model from before" in " ".join(said.out.split())
+    assert said.status == 2  # refused where it is needed
+    assert "--method flain: compares with the model that the training started from" in said.err
 
 
 def test_what_changed_nothing_is_not_saved(place: Path, fedbd_: Call) -> None:
@@ -396,7 +397,32 @@ CLEAN_MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "trusted data of one class": (
         ["fresh.pt", "--data", "one.yaml", *RNP],
-        "--method rnp: needs trusted data of several classes, and all of it is of one",
+        "--method rnp: needs trusted data of several classes, and all of it is of one; name data and model by "
+        "themselves (--data, --model): the run's trusted.labels is [3]",
+    ),
+    "a repair with a trigger that nobody recovers": (
+        [MODEL, *FULL, "-m", "linf_pruning"],
+        "--method linf_pruning: uses the trigger that a method before it finds, and none does; put -m "
+        "trigger_recovery before it and add --chain",
+    ),
+    "a clue in no chain": (
+        [MODEL, *FULL, *RNP, "-m", "{name: finetune, start: unlearned}"],
+        "--method finetune start=unlearned: uses the unlearned that a method before it finds, and none does; put -m "
+        "rnp or rnp_label before it and add --chain",
+    ),
+    "a clue that comes too late": (
+        [MODEL, *FULL, "-m", "{name: finetune, start: recovered}", *RNP, "--chain"],
+        "--method finetune start=recovered: uses the recovered that a method before it finds, and none does; put -m "
+        "rnp before it and add --chain",
+    ),
+    "a label that nobody detects": (
+        [MODEL, *FULL, "-m", "trigger_recovery"],
+        "put -m rnp or rnp_label before it and add --chain, or set its field target",
+    ),
+    "no model that the training started from": (
+        [MODEL, *FULL, "-m", "flain"],
+        "--method flain: compares with the model that the training started from, and there is none; name its "
+        "checkpoint in --reference",
     ),
     "a share of all": ([MODEL, *FULL, *RNP, "--validate-share", "1"], "--validate-share: must be above 0 and below 1"),
     "no maps": (

@@ -76,6 +76,11 @@ class FLAIN:
         """Clean data tell which neurons they leave silent."""
         return True
 
+    @property
+    def needs_reference(self) -> bool:
+        """It flips what was trained since the start."""
+        return True
+
     def problems(self) -> list[tuple[str, str]]:
         """Return what is wrong between the fields."""
         return [("cap", f"must be at least start ({self.start:g})")] if self.cap < self.start else []
@@ -107,8 +112,8 @@ class FLAIN:
         trusted = required(trusted, METHOD, "reads activations on")
         if clues.reference is None:
             raise MethodRefused(
-                f"{METHOD} flips what was trained since the start and was given no model from before; pass "
-                "Clues(reference=...), the model that training started from"
+                f"{METHOD} flips what was trained since the start and was given no model from before; name the "
+                "model that training started from (--reference, in Python Clues(reference=...))"
             )
         layer = first_linear(model, trusted.fit)
         weight = weight_of(model, layer)

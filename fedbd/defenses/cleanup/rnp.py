@@ -8,6 +8,8 @@ Differs from the paper:
 - Defaults and the stop of the unlearning (0.20) are those of the code, but for augmentation, which is off, and for the
   most epochs of the ascent (20; the code has one more, at a hundredth of the rate). The paper is said to unlearn to
   chance; its text could not be read.
+- A model whose accuracy on the trusted set is under twice the stop (above a stop of 1/3: nearer to the stop than to 1)
+  is not unlearned: it is not trained yet (``unlearning.fewest``). The code starts from any.
 - The code prints a curve over thresholds and leaves the choice to the reader; here the threshold is fixed, or chosen on
   the trusted set's validation part, never by attack success.
 - Images are not normalized by mean and deviation, as nowhere in fedbd.
@@ -84,7 +86,8 @@ class RNP:
         unlearn_epochs: Most epochs of ascent.
         unlearn_stop: Running accuracy on the trusted set at which the ascent ends. 0.20 is twice chance for ten
             classes. It is not scaled: with two classes it is below chance (still reached, as ascent goes on to 0), with
-            a hundred it is twenty times chance (set it lower).
+            a hundred it is twenty times chance (set it lower). A model must have twice as much before (above 1/3: be
+            nearer to 1 than to the stop), or nothing is unlearned.
         batch_size: Of ascent and recovery.
         momentum: Of ascent and recovery.
         weight_decay: Of the ascent; masks have none.

@@ -4,7 +4,8 @@ Y. Li, X. Lyu, X. Ma, N. Koren, L. Lyu, B. Li, Y. Jiang, "Reconstructive Neuron 
 2023, https://arxiv.org/abs/2305.14876, whose abstract names this use of the unlearned model.
 
 Differs from the paper: its authors published no code for this use. The rule (the class most often predicted, its share
-as the confidence) and the bar above which a backdoor is declared are fedbd's own.
+as the confidence) and the bar above which a backdoor is declared are fedbd's own. So is the accuracy that a model must
+have before it is unlearned (``unlearning.fewest``).
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ Y. Li, X. Lyu, X. Ma, N. Koren, L. Lyu, B. Li, Y. Jiang, "Reconstructive Neuron 
 
 Differs from the paper: the stop is the code's (running accuracy of an epoch in train mode, 0.20 by default; the paper
 is said to go to chance, its text could not be read). The code clips gradients before it computes them, which does
-nothing; here nothing is clipped.
+nothing; here nothing is clipped. A model whose accuracy is near the stop before the ascent is not unlearned
+(``fewest``); the code has no such bar.
 """
 
 from __future__ import annotations
@@ -28,6 +29,15 @@ STEP = 10
 
 HALVED = 2.0
 """How many times the stop the accuracy must be at the start, so that reaching the stop means something."""
+
+
+def fewest(stop: float) -> float:
+    """Return the accuracy that a model must have for an ascent to ``stop`` to mean something.
+
+    ``HALVED`` times the stop, but never more than half the way from the stop to 1: above a stop of 1/3 that is less,
+    and any stop can be reached.
+    """
+    return min(HALVED * stop, (1 + stop) / 2)
 
 
 @dataclass(frozen=True)
@@ -98,14 +108,15 @@ def unlearn(model: nn.Module, data: Samples, plan: TrainingPlan, stop: float, rn
         plan: Most epochs, rates, batches and augmentation.
         stop: Training ends after the first epoch whose running accuracy (each batch judged in train mode before its
             step) is at most this. Ascent passes chance on its way to 0: values below 1 / classes are reached, too. A
-            model that gets less than ``HALVED`` times as much right before the ascent has nothing to unlearn.
+            model that gets less than ``fewest(stop)`` right before the ascent has nothing to unlearn.
         rng: Draws orders and augmentation.
     """
     start = _accuracy(model, data, plan, rng)
-    if start < HALVED * stop:
+    if start < fewest(stop):
         reason = (
-            f"accuracy on the trusted set is {start:.3f} before the unlearning, too close to the stop of {stop:g}: the "
-            "model is not trained yet, or augment shows it images that it does not know (set augment: none)"
+            f"accuracy on the trusted set is {start:.3f} before the unlearning, too close to the stop of {stop:g} (at "
+            f"least {fewest(stop):g}): the model is not trained yet, or augment shows it images that it does not know "
+            "(set augment: none, or lower unlearn_stop)"
         )
         return Unlearned(copy.deepcopy(model).eval(), False, (), reason)
     trained = copy.deepcopy(model).train()

@@ -3,7 +3,8 @@
 Y. Li, X. Lyu, X. Ma, N. Koren, L. Lyu, B. Li, Y. Jiang, "Reconstructive Neuron Pruning for Backdoor Defense", ICML
 2023, https://arxiv.org/abs/2305.14876, whose abstract names this use of the unlearned model.
 
-Differs from the paper: its authors published no code for this use; the scores are fedbd's own reading.
+Differs from the paper: its authors published no code for this use; the scores are fedbd's own reading. So is
+the accuracy that a model must have before it is unlearned (``cleanup.unlearning.fewest``).
 """
 
 from __future__ import annotations

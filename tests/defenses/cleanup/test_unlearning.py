@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from fedbd.defenses.cleanup.unlearning import modal_prediction, unlearn
+from fedbd.defenses.cleanup.unlearning import fewest, modal_prediction, unlearn
 from fedbd.params import flatten
 from fedbd.training import TrainingPlan
 from fedbd.types import Samples
@@ -84,6 +84,19 @@ def test_an_untrained_model_has_nothing_to_unlearn(backdoored: Any, tiny_net: Ne
     assert not found.reached
     assert found.accuracy == ()
     assert "not trained yet" in found.reason
+
+
+@pytest.mark.parametrize(("stop", "bar"), [(0.0, 0.0), (0.1, 0.2), (0.2, 0.4), (0.4, 0.7), (0.5, 0.75)])
+def test_any_stop_that_a_field_takes_can_be_reached_by_a_good_model(stop: float, bar: float) -> None:
+    assert fewest(stop) == pytest.approx(bar)
+
+
+def test_a_high_stop_unlearns_a_good_model_and_a_refusal_names_the_stop(backdoored: Any, tiny_net: NetBuilder) -> None:
+    assert unlearn(backdoored.model, backdoored.trusted.fit, PLAN, 0.5, generator()).reached
+    found = unlearn(tiny_net(0), backdoored.trusted.fit, PLAN, 0.5, generator())
+    assert not found.reached
+    assert "too close to the stop of 0.5 (at least 0.75)" in found.reason
+    assert "or lower unlearn_stop" in found.reason
 
 
 def test_images_that_augmentation_makes_unknown_are_no_success(backdoored: Any) -> None:

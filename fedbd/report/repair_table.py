@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedbd.report.console import percent, success_style
+from fedbd.report.found_text import found_text
 from fedbd.report.rows import write_rows
 
 if TYPE_CHECKING:
@@ -98,9 +99,11 @@ def _twin(row: Row) -> Text:
 
 
 def repair_notes(rows: Sequence[Row], *, chain: bool = False) -> list[str]:
-    """Return the notes that the marks in a table need, one sentence each."""
+    """Return what each method found, and the notes that the marks in a table need, one sentence each."""
     notes = []
     for row in rows:
+        found = found_text(row.repaired.notes)
+        notes += [f"{row.method}: {found}."] if found else []
         if not row.repaired.acted:
             reason = row.repaired.notes.get("reason") or "it gave no reason"
             notes.append(f"{row.method} {'refused' if row.repaired.refused else 'did not act'}: {reason}.")

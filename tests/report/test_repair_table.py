@@ -53,6 +53,13 @@ def test_numbers_are_percent_before_and_after() -> None:
     assert "†" not in text
 
 
+def test_what_a_method_found_is_said_below_the_table() -> None:
+    label = row("rnp_label")
+    label.repaired.notes.update({"target": 7, "target_share": 0.99, "declared": True})
+    notes = repair_notes([row(), replace(label, repairs=False)])
+    assert notes[0] == "rnp_label: target label 7, 99.0 % of the unlearned model's answers, a backdoor declared."
+
+
 def test_without_a_trigger_there_is_accuracy_alone() -> None:
     text = printed([row(success=None)])
     assert "85.1 → 84.2" in text

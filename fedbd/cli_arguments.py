@@ -57,6 +57,45 @@ def names_and_paths(incomplete: str) -> list[str]:
     return [*method_names(incomplete), *(path for path in paths if path.startswith(incomplete))]
 
 
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(
+        help="A safetensors file, a PyTorch state dict (alone or under 'state_dict'), or a run's or training's folder.",
+        show_default=False,
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="YAML",
+        help="Model family, e.g. wrn16-1 or '{name: cnn, width: 8}'; default: the data file's.",
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="YAML|FILE",
+        help="Data: '{name: npz, file: a.npz}', or the scenario or central YAML file that the model was made with.",
+    ),
+]
+TriggerWord = Annotated[
+    str | None,
+    typer.Option(
+        "--trigger",
+        metavar="YAML",
+        help="Trigger to measure with, e.g. grid (with --target); default: the data file's.",
+    ),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        "--target", metavar="LABEL", help="Target label of the trigger, or all_to_all; default: the data file's."
+    ),
+]
+
+
 def terminal() -> Console:
     """Return the console of standard output; it redraws only where that is a terminal, whatever FORCE_COLOR says."""
     from rich.console import Console  # noqa: PLC0415

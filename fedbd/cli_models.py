@@ -1,4 +1,4 @@
-"""The commands about single models: ``fedbd train``, ``clean``, ``inspect``. ``fedbd.cli`` registers them.
+"""The commands about single models: ``fedbd train``, ``clean``. ``fedbd.cli`` registers them.
 
 Everything slow is imported by the command that needs it.
 """
@@ -10,51 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedbd.cli_arguments import terminal
-from fedbd.errors import MethodRefused, Problem, UserError
+from fedbd.cli_arguments import Checkpoint, Data, Model, Target, TriggerWord, terminal
+from fedbd.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from fedbd.holdings import Holdings
-    from fedbd.inspection import Shifts
     from fedbd.repair import Row
     from fedbd.subject import Subject
     from fedbd.types import Cleanup
-
-Checkpoint = Annotated[
-    Path,
-    typer.Argument(
-        help="A safetensors file, a PyTorch state dict (alone or under 'state_dict'), or a run's or training's folder.",
-        show_default=False,
-    ),
-]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        metavar="YAML",
-        help="Model family, e.g. wrn16-1 or '{name: cnn, width: 8}'; default: the data file's.",
-    ),
-]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        metavar="YAML|FILE",
-        help="Data: '{name: npz, file: a.npz}', or the scenario or central YAML file that the model was made with.",
-    ),
-]
-TriggerWord = Annotated[
-    str | None,
-    typer.Option("--trigger", metavar="YAML", help="Trigger to measure with, e.g. grid; default: the data file's."),
-]
-Target = Annotated[
-    str | None,
-    typer.Option(
-        "--target", metavar="LABEL", help="Target label of the trigger, or all_to_all; default: the data file's."
-    ),
-]
 
 
 def train(
@@ -261,92 +226,3 @@ def _save(console: Console, path: Path, rows: list[Row]) -> None:
         save_safetensors(rows[-1].repaired.model, path)
     text = f"Repaired model: {path}" if changed else f"{path} was not written: nothing changed the model."
     console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def inspect(
-    checkpoint: Checkpoint,
-    model: Model = None,
-    data: Data = None,
-    trigger: TriggerWord = None,
-    target: Target = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for the pictures; default: the checkpoint's.")
-    ] = None,
-    images: Annotated[int, typer.Option(min=1, max=32, help="Images in gradcam.png.")] = 8,
-    channels: Annotated[int, typer.Option(min=1, help="Channels to print.")] = 8,
-) -> None:
-    """Look inside of a model: which channels a trigger shifts, and where on an image its answer comes from.
-
-    CHECKPOINT is a safetensors file, a PyTorch state dict (alone or under 'state_dict'), or the folder of a run or
-    training, which names model, data and trigger by itself, as it does for a file in it
-    (models/round-5.safetensors). Pictures: norms.png and gradcam.png.
-    """
-    import torch  # noqa: PLC0415
-
-    from fedbd.repair import judge  # noqa: PLC0415
-    from fedbd.report.inspection_text import render_measures, render_shifts  # noqa: PLC0415
-    from fedbd.subject import Asked, load_subject  # noqa: PLC0415
-
-    torch.set_num_threads(1)  # the same bits on any machine
-    console = terminal()
-    problems: list[Problem] = []
-    folder = out or (checkpoint if checkpoint.is_dir() else checkpoint.parent)
-    if folder.exists() and not folder.is_dir():
-        problems.append(Problem(path="--out", expected="must be a folder", got=str(folder)))
-    asked = Asked(checkpoint=checkpoint, data=data, model=model, trigger=trigger, target=target)
-    subject = load_subject(asked, problems)
-    if problems or subject is None:
-        raise UserError(problems, "nothing was inspected:")
-    dataset = subject.dataset
-    render_measures(console, judge(subject.model, dataset.test, dataset.classes, subject.trigger, subject.target))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        found = _norms(subject, folder / "norms.png")
-        if found is not None:
-            render_shifts(console, found, channels)
-        _looks(subject, folder / "gradcam.png", images)
-    except MethodRefused as refusal:  # of a model without maps: what it declares is known only now
-        raise UserError([Problem(path="CHECKPOINT", expected=f"cannot be looked into: {refusal}")]) from None
-    except OSError as error:
-        raise UserError(
-            [Problem(path="--out", expected="must be a folder that can be written", got=str(error))]
-        ) from None
-    for name in ("norms.png", "gradcam.png"):
-        console.print(f"{folder / name}", markup=False, highlight=False, soft_wrap=True)
-
-
-INPUTS = 1000
-"""Most test images that channel norms are taken over."""
-
-
-def _norms(subject: Subject, path: Path) -> Shifts | None:
-    """Draw the channels' norms; return how the trigger shifts them, None without one."""
-    from fedbd.defenses.cleanup.channel_norms import channel_norms  # noqa: PLC0415
-    from fedbd.inspection import shifts, victims  # noqa: PLC0415
-    from fedbd.report.norms_picture import draw_norms  # noqa: PLC0415
-
-    samples = victims(subject.dataset.test, subject.target, INPUTS)
-    if subject.trigger is None:
-        draw_norms(path, channel_norms(subject.model, samples), None)
-        return None
-    found = shifts(subject.model, samples, subject.trigger.stamp)
-    draw_norms(path, found.clean, found.triggered)
-    return found
-
-
-def _looks(subject: Subject, path: Path, images: int) -> None:
-    """Draw Grad-CAM maps of a few test images, clean and triggered."""
-    from fedbd.inspection import looked_at, one_of_each, victims  # noqa: PLC0415
-    from fedbd.report.gradcam_picture import Looks, draw_gradcam  # noqa: PLC0415
-
-    test = subject.dataset.test
-    chosen = one_of_each(victims(test, subject.target, len(test)), images)
-    clean = chosen.images.float().div(255.0)
-    kinds = {"clean": clean}
-    if subject.trigger is not None:
-        kinds["triggered"] = subject.trigger.stamp(clean)
-    looks = []
-    for name, pixels in kinds.items():
-        maps, predicted = looked_at(subject.model, pixels)
-        looks.append(Looks(name=name, images=pixels, maps=maps, predicted=predicted))
-    draw_gradcam(path, looks, chosen.labels.tolist())

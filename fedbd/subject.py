@@ -6,7 +6,9 @@ scenario, a central training, or the folder that either left.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,11 +222,26 @@ def load_subject(asked: Asked, problems: list[Problem]) -> Subject | None:
     )
 
 
+def with_weights(subject: Subject, checkpoint: Path, name: str, problems: list[Problem]) -> Subject | None:
+    """Return the subject with the weights of another checkpoint of the same model; None with the reason appended.
+
+    Args:
+        subject: Left untouched.
+        checkpoint: A file with weights.
+        name: Where the file's name stands, for the message.
+        problems: What is wrong so far.
+    """
+    net = copy.deepcopy(subject.model)
+    found = caught(problems, lambda: _filled(net, checkpoint, name))
+    return None if found is None else dataclasses.replace(subject, model=found)
+
+
 def _home(checkpoint: Path) -> Path | None:
     """Return the folder of the run or training that a checkpoint belongs to: itself, its own, or the one above it."""
     if checkpoint.is_dir():
         return checkpoint
-    around = (checkpoint.parent, checkpoint.parent.parent)
+    place = Path(os.path.abspath(checkpoint)).parent  # a bare file name has no folder above; a link stays where it is
+    around = (place, place.parent)
     return next((folder for folder in around if any((folder / name).is_file() for name in (SCENARIO, PLAN))), None)
 
 
@@ -273,14 +290,17 @@ def checkpoint_file(path: Path) -> Path:
     return path / MODEL if path.is_dir() else path
 
 
+def _filled(net: nn.Module, path: Path, name: str) -> nn.Module:
+    try:
+        load_checkpoint(net, checkpoint_file(path))
+    except UserError as error:
+        raise UserError([dataclasses.replace(p, path=f"{name} {p.path}") for p in error.problems]) from None
+    return net.eval()
+
+
 def _net(model: Method, dataset: Dataset, path: Path, name: str, problems: list[Problem]) -> nn.Module | None:
     def load() -> nn.Module:
-        net: nn.Module = model.impl.build(dataset.shape, dataset.classes, torch_rng(0, "init"))
-        try:
-            load_checkpoint(net, checkpoint_file(path))
-        except UserError as error:
-            raise UserError([dataclasses.replace(p, path=f"{name} {p.path}") for p in error.problems]) from None
-        return net.eval()
+        return _filled(model.impl.build(dataset.shape, dataset.classes, torch_rng(0, "init")), path, name)
 
     before = len(problems)
     net = caught(problems, load)

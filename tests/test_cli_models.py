@@ -19,6 +19,7 @@ from fedbd import cli
 from fedbd.central import assemble_central, load_central
 from fedbd.data.digits import Digits
 from fedbd.holdings import holdings
+from fedbd.models.checkpoint import save_safetensors
 from fedbd.models.cnn import Cnn
 from fedbd.scenario import load_scenario
 from fedbd.subject import source_of
@@ -550,7 +551,44 @@ def test_inspect_without_a_trigger_compares_nothing(place: Path, fedbd_: Call) -
     said = fedbd_("inspect", "fresh.pt", *FULL, "--out", "plain", "--images", "2")
     assert said.status == 0, said.text
     assert "Claim" not in said.out
-    assert sorted(path.name for path in Path("plain").iterdir()) == ["gradcam.png", "norms.png"]
+    assert sorted(path.name for path in Path("plain").iterdir()) == ["fresh-gradcam.png", "fresh-norms.png"]
+
+
+@pytest.fixture(scope="module")
+def kept(place: Path) -> Path:
+    """A run's folder that kept three models, the last two of which are the same."""
+    folder = place / "kept-run"
+    (folder / "models").mkdir(parents=True)
+    (folder / "scenario.yaml").write_text(RUN)
+    good = (place / MODEL).read_bytes()
+    fresh = Cnn(width=8).build((1, 8, 8), 10, torch.Generator().manual_seed(0))
+    save_safetensors(fresh, folder / "models/round-1.safetensors")
+    for name in ("model", "models/round-2", "models/round-10"):
+        (folder / f"{name}.safetensors").write_bytes(good)
+    (folder / "models/notes.txt").write_text("no model")
+    return folder
+
+
+def test_inspect_draws_every_round_that_a_run_kept(place: Path, kept: Path, fedbd_: Call) -> None:
+    said = fedbd_("inspect", kept, "--rounds", "--images", "2")
+    assert said.status == 0, said.text
+    heads = [line for line in said.out.splitlines() if line.startswith("round-")]
+    assert heads == ["round-1:", "round-2:", "round-10:"]
+    pictures = {path.name: path.read_bytes() for path in (kept / "models").glob("*.png")}
+    names = [f"round-{number}-{kind}.png" for number in (1, 2, 10) for kind in ("gradcam", "norms")]
+    assert sorted(pictures) == sorted(names)
+    assert pictures["round-2-gradcam.png"] == pictures["round-10-gradcam.png"] != pictures["round-1-gradcam.png"]
+
+
+def test_one_round_after_the_other_keeps_its_pictures_and_is_found_from_its_own_folder(
+    place: Path, kept: Path, fedbd_: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(kept / "models")
+    for name in ("round-1", "round-2"):
+        said = fedbd_("inspect", f"{name}.safetensors", "--out", "one-by-one", "--images", "2")
+        assert said.status == 0, said.text
+    found = sorted(path.name for path in Path("one-by-one").iterdir())
+    assert found == ["round-1-gradcam.png", "round-1-norms.png", "round-2-gradcam.png", "round-2-norms.png"]
 
 
 INSPECT_MISTAKES: dict[str, tuple[list[str], str]] = {
@@ -558,6 +596,11 @@ INSPECT_MISTAKES: dict[str, tuple[list[str], str]] = {
     "another checkpoint": (["narrow.pt", *FULL], "CHECKPOINT narrow.pt:block1.conv.weight: must have shape"),
     "a target outside of the classes": ([MODEL, *FULL, "--trigger", "grid", "--target", "11"], "--target: must be a"),
     "a file for the pictures": ([MODEL, *FULL, "--out", "run.yaml"], "--out: must be a folder, got run.yaml"),
+    "rounds of a run that kept none": (
+        ["runs/tiny/seed-1", "--rounds"],
+        "--rounds: needs a run's folder with models/round-*.safetensors, got runs/tiny/seed-1; run with "
+        "evaluation.keep_models: [1, 5, ...]",
+    ),
     "no images": ([MODEL, *FULL, "--images", "0"], "'--images': 0 is not in the range"),
 }
 

@@ -37,6 +37,7 @@ from fedbd.summary import summarize
 from fedbd.types import Vector
 from fedbd.weighing import Weighing
 
+from .masking import load_mask, save_mask
 from .relearning import relearn
 from .saving import APP_DIR, Saver, take_up
 from .starting_point import StartingPoint
@@ -136,6 +137,7 @@ def _train(
     model, state = prepared.new_model(), view_all(arrays)
     assign(model, join(state, prepared.layout), {name: entry for name, entry in state.items() if not is_weight(entry)})
     save_safetensors(model, folder.path / MODEL)
+    save_mask(folder.path, rounds.mask)
 
 
 def _started(prepared: Prepared, rounds: Rounds) -> ArrayRecord:
@@ -177,7 +179,7 @@ def _relearn(
     if twin is not None and latest == scenario.rounds and (twin / MODEL).is_file():
         clean = prepared.new_model()
         load_checkpoint(clean, twin / MODEL)
-        points["twin"] = StartingPoint(round=latest, weights=flatten(clean))
+        points["twin"] = StartingPoint(round=latest, weights=flatten(clean), mask=load_mask(twin))
     ordered = _ordered(grid, scenario, prepared, rounds)
     return relearn(ordered, prepared, points, lambda other, hook: defended(other, prepared, hook))
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from torch import nn
+
+FILE = "mask.safetensors"
+"""Name in a run's folder of what is switched off in its last model, where anything is."""
 
 Mask = Mapping[str, torch.Tensor]
 """Parameter name -> (C,) bool: entries along its first dimension that are zero and stay so."""
@@ -52,3 +57,15 @@ def mask_state(mask: Mask) -> dict[str, NDArray[np.bool_]]:
 def mask_from(state: Mapping[str, NDArray[np.bool_]]) -> Mask:
     """Return the mask that ``mask_state`` took apart."""
     return {name: torch.from_numpy(off.copy()) for name, off in state.items()}
+
+
+def save_mask(folder: Path, mask: Mask) -> None:
+    """Write what stays switched off into a run's folder; nothing where nothing does."""
+    if mask:
+        save_file({name: off.contiguous() for name, off in mask.items()}, folder / FILE)
+
+
+def load_mask(folder: Path) -> Mask:
+    """Return what stays switched off in a run's last model; empty where nothing does."""
+    found: Mask = load_file(folder / FILE) if (folder / FILE).is_file() else {}
+    return found

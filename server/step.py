@@ -122,6 +122,11 @@ class Rounds:
         reset = any(r.acted and r.plan.server_optimizer_state == "reset" for r, _ in cleaned)
         return Replacement(weights=weights, reset_optimizer=reset)
 
+    @property
+    def mask(self) -> Mask:
+        """What cleanups with ``mask: persist`` have switched off for good."""
+        return self._mask
+
     def state(self) -> Notes:
         """Return what later rounds need beside the lines, as values and arrays for a checkpoint."""
         reference = self._reference if self.prepared.scenario.cleanup else None

@@ -240,6 +240,28 @@ def test_cw_finds_the_distance_to_the_boundary_of_a_linear_model() -> None:
     assert (length <= 1.05 * exact + 1e-3).all()
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scripted(CW):
+    """CW whose descents succeed from a known c of each image on."""
+
+    needed: tuple[float, ...] = ()
+    tried: list[list[float]] = dataclasses.field(default_factory=list)
+
+    def _descend(self, model: nn.Module, images: Tensor, labels: Tensor, c: Tensor, best: Any, nearest: Any) -> Tensor:
+        self.tried.append(c.tolist())
+        return c >= torch.tensor(self.needed)
+
+
+def test_cw_searches_c_by_tens_then_by_halves() -> None:
+    """By hand, for images that need c = 3, c = 0.07 (the first c does), and one that no c fools."""
+    attack = Scripted(search_steps=7, initial_c=0.1, needed=(3.0, 0.07, 1e30))
+    attack.perturb(linear(), gray(3), torch.zeros(3, dtype=torch.int64), rng())
+    first, second, never = (list(column) for column in zip(*attack.tried, strict=True))
+    assert first == pytest.approx([0.1, 1, 10, 5.5, 3.25, 2.125, 2.6875])
+    assert second == pytest.approx([0.1, 0.05, 0.075, 0.0625, 0.06875, 0.071875, 0.0703125])
+    assert never == pytest.approx([0.1, 1, 10, 100, 1e3, 1e4, 1e5])
+
+
 def test_cw_on_the_grid_still_succeeds_and_pays_for_it() -> None:
     model, x = linear(), gray(8)
     y = label_of(model, x)

@@ -56,6 +56,36 @@ def test_the_control_goes_on_as_a_longer_run_does(scheme: Any, tmp_path: Path) -
     assert relearning["clp"] != relearning["none"] != relearning["twin"]
 
 
+PERSISTENT = [{**CLEANUP[0], "mode": "in_loop", "mask": "persist", "rollback": None}]
+
+
+def test_what_a_repair_switched_off_stays_off_while_the_attack_goes_on(tmp_path: Path) -> None:
+    tested = {**RAW, "rounds": 2, "cleanup": PERSISTENT, "evaluation": {"relearn": [1, 2]}}
+    found = run(from_dict(tested), tmp_path / "tested")
+    longer = {**RAW, "rounds": 4, "name": "longer", "cleanup": PERSISTENT, "evaluation": {"twin": False}}
+    longer["attacks"] = [{**RAW["attacks"][0], "rounds": {"first": 1}}]
+    lines = run(from_dict(longer), tmp_path / "longer").rounds
+    for step in (1, 2):
+        repaired = found.summary["relearning"]["clp"]["after"][str(step)]
+        assert repaired["clean_accuracy"] == lines[2 + step]["clean_accuracy"]
+        assert repaired["attack_success"] == lines[2 + step]["attack_success"]
+
+
+def test_the_twins_mask_stays_on_in_its_control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    caught: dict[str, Any] = {}
+    hook = load_component(flower_app_dir(), "server", "app", "_relearn").__globals__  # type: ignore[attr-defined]
+    monkeypatch.setitem(hook, "relearn", lambda grid, prepared, points, build: caught.update(points))
+    scenario = from_dict({**RAW, "rounds": 2, "cleanup": PERSISTENT, "evaluation": {"relearn": [1]}})
+    done = run(scenario, tmp_path)
+    off = sum(int(mask.sum()) for mask in caught["twin"].mask.values())
+    assert off > 0
+    model = prepare(scenario).new_model()
+    load_checkpoint(model, next(tmp_path.glob("twins/**/model.safetensors")))
+    weights = dict(model.named_parameters())
+    assert all(not weights[name][mask].any() for name, mask in caught["twin"].mask.items())
+    assert (done.path / "mask.safetensors").is_file()
+
+
 def test_a_run_starts_from_a_checkpoint(tmp_path: Path) -> None:
     first = run(from_dict({**RAW, "rounds": 2, "name": "first", "evaluation": {"twin": False}}), tmp_path)
     file = first.path / "model.safetensors"

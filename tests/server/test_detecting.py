@@ -157,6 +157,32 @@ def test_only_images_that_the_model_gets_right_are_attacked_and_only_those_it_th
     assert found["success"] == pytest.approx(wrong / len(labels))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Watching:
+    """A detector that keeps what it was shown."""
+
+    shown: list[Samples] = dataclasses.field(default_factory=list)
+
+    def score(self, model: Any, data: Samples, trusted: Any, rng: torch.Generator) -> Any:
+        self.shown.append(data)
+        return np.zeros(len(data)), {}
+
+
+def test_the_attacked_images_are_not_those_that_stand_for_clean_ones(prepared: Prepared) -> None:
+    test = prepared.dataset.test
+    images = test.images.clone()  # no two alike: the first two pixels count
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = torch.arange(len(test)) % 256, torch.arange(len(test)) // 256
+    dataset = dataclasses.replace(prepared.dataset, test=Samples(images, test.labels))
+    marked = Prepared(prepared.scenario, dataclasses.replace(prepared.federation, dataset=dataset))
+    detector, evasion = Watching(), White()
+    detect(marked, both_kinds(detector, evasion), prepared.new_model().eval(), 1)
+    victims = {image.numpy().tobytes() for image in (evasion.given[0][0] * 255).round().to(torch.uint8)}
+    mixed = {image.numpy().tobytes() for image in detector.shown[1].images}
+    assert victims
+    assert victims.isdisjoint(mixed)
+    assert len(mixed & {image.numpy().tobytes() for image in images}) == len(victims)  # as many clean ones beside
+
+
 def test_without_a_right_answer_nothing_can_be_attacked(prepared: Prepared) -> None:
     model, evasion = prepared.new_model().eval(), White()
     test = prepared.dataset.test

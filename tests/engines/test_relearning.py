@@ -56,9 +56,41 @@ def test_the_control_goes_on_as_a_longer_run_does(scheme: Any, tmp_path: Path) -
     assert relearning["clp"] != relearning["none"] != relearning["twin"]
 
 
-PERSISTENT = [{**CLEANUP[0], "mode": "in_loop", "mask": "persist", "rollback": None}]
+SCALES = """
+import copy
+import dataclasses
+
+import numpy as np
+import torch
+from torch import nn
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scales:
+    \"\"\"Sets half of the first BatchNorm's scales to 0; the shifts stay, so that training would bring them back.\"\"\"
+
+    prunes = True
+
+    def clean(self, model, trusted, clues, rng):
+        fixed = copy.deepcopy(model)
+        name, norm = next((n, m) for n, m in fixed.named_modules() if isinstance(m, nn.BatchNorm2d))
+        off = np.arange(norm.num_features) % 2 == 0
+        with torch.no_grad():
+            norm.weight[torch.from_numpy(off)] = 0.0
+        return fixed, dataclasses.replace(clues, pruned={name: off}), {"acted": True}
+"""
+PERSISTENT = [
+    {"name": "scales:Scales", "label": "scales", "rounds": [2], "mode": "in_loop", "mask": "persist", "rollback": None}
+]
+
+
+@pytest.fixture
+def scales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scales.py").write_text(SCALES, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.usefixtures("scales")
 def test_what_a_repair_switched_off_stays_off_while_the_attack_goes_on(tmp_path: Path) -> None:
     tested = {**RAW, "rounds": 2, "cleanup": PERSISTENT, "evaluation": {"relearn": [1, 2]}}
     found = run(from_dict(tested), tmp_path / "tested")
@@ -66,11 +98,12 @@ def test_what_a_repair_switched_off_stays_off_while_the_attack_goes_on(tmp_path:
     longer["attacks"] = [{**RAW["attacks"][0], "rounds": {"first": 1}}]
     lines = run(from_dict(longer), tmp_path / "longer").rounds
     for step in (1, 2):
-        repaired = found.summary["relearning"]["clp"]["after"][str(step)]
+        repaired = found.summary["relearning"]["scales"]["after"][str(step)]
         assert repaired["clean_accuracy"] == lines[2 + step]["clean_accuracy"]
         assert repaired["attack_success"] == lines[2 + step]["attack_success"]
 
 
+@pytest.mark.usefixtures("scales")
 def test_the_twins_mask_stays_on_in_its_control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     caught: dict[str, Any] = {}
     hook = load_component(flower_app_dir(), "server", "app", "_relearn").__globals__  # type: ignore[attr-defined]

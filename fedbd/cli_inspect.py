@@ -85,6 +85,7 @@ def _inspect(console: Console, subject: Subject, folder: Path, prefix: str, imag
     """Print one model's measures and channels, and draw its two pictures."""
     from fedbd.repair import judge  # noqa: PLC0415
     from fedbd.report.inspection_text import render_measures, render_shifts  # noqa: PLC0415
+    from fedbd.targets import ALL_TO_ALL  # noqa: PLC0415
 
     dataset = subject.dataset
     render_measures(console, judge(subject.model, dataset.test, dataset.classes, subject.trigger, subject.target))
@@ -93,7 +94,7 @@ def _inspect(console: Console, subject: Subject, folder: Path, prefix: str, imag
         folder.mkdir(parents=True, exist_ok=True)
         found = _norms(subject, norms)
         if found is not None:
-            render_shifts(console, found, channels)
+            render_shifts(console, found, channels, every_class=subject.target == ALL_TO_ALL)
         _looks(subject, gradcam, images)
     except MethodRefused as refusal:  # of a model without maps: what it declares is known only now
         raise UserError([Problem(path="CHECKPOINT", expected=f"cannot be looked into: {refusal}")]) from None

@@ -545,6 +545,8 @@ def test_all_to_all_is_measured_over_every_class(command: list[str], place: Path
     assert f"{100 * found.attack_success:.1f}" in said.out
     if command[0] == "clean":
         assert "All-to-all: label + 1; the trigger only measures." in said.out
+    else:
+        assert "mean over 449 test images; inf where" in " ".join(said.out.split())
 
 
 def test_inspect_without_a_trigger_compares_nothing(place: Path, fedbd_: Call) -> None:

@@ -1,8 +1,9 @@
 """A physical-style trigger: an object in the scene, in another pose and light on every image.
 
 E. Wenger, J. Passananti, A. N. Bhagoji, Y. Yao, H. Zheng, B. Y. Zhao, "Backdoor Attacks Against Deep Learning Systems
-in the Physical World", CVPR 2021, https://arxiv.org/abs/2006.14580: photographs of people with sunglasses, stickers and
-other objects; the "accessory injection" of X. Chen et al., 2017, https://arxiv.org/abs/1712.05526, draws glasses.
+in the Physical World", CVPR 2021, https://arxiv.org/abs/2006.14580, photographs people with sunglasses, stickers and
+other objects. X. Chen, C. Liu, B. Li, K. Lu, D. Song, "Targeted Backdoor Attacks on Deep Learning Systems Using Data
+Poisoning", 2017, https://arxiv.org/abs/1712.05526, draws glasses on faces ("accessory injection").
 
 Differs from the paper: nothing is photographed; sunglasses or a round sticker are drawn from formulas, and place, size,
 turn and brightness vary within bounds. What they are for an image follows from ``seed`` and the image's own pixels

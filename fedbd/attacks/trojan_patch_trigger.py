@@ -1,7 +1,7 @@
 """Trojan patch: a patch of fixed values, added to the image and saturating.
 
 Y. Liu, S. Ma, Y. Aafer, W.-C. Lee, J. Zhai, W. Wang, X. Zhang, "Trojaning Attack on Neural Networks", NDSS 2018,
-https://doi.org/10.14722/ndss.2018.23291. Size and place are those of ``trojanTrigger`` in the code of ABL
+https://docs.lib.purdue.edu/cstech/1781 (the report). Size and place are those of ``trojanTrigger`` in the code of ABL
 (https://github.com/bboylyg/ABL), NAD and RNP: 3x3 pixels, four away from the right and lower edges, added.
 
 Differs from the paper: the patch is random (from ``seed``) or comes from a file; the paper optimizes it so that it

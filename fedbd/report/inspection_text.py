@@ -30,8 +30,15 @@ def render_measures(console: Console, measures: Mapping[str, Any]) -> None:
     console.print(text)
 
 
-def render_shifts(console: Console, found: Shifts, count: int) -> None:
-    """Print the channels that the trigger shifts most, and whether the paper's claim is reproduced."""
+def render_shifts(console: Console, found: Shifts, count: int, *, every_class: bool = False) -> None:
+    """Print the channels that the trigger shifts most, and whether the paper's claim is reproduced.
+
+    Args:
+        console: Where to.
+        found: The shifts.
+        count: So many channels.
+        every_class: The inputs are of all classes, as all-to-all; else without the target class.
+    """
     from fedbd.inspection import FAR, judge_claim, top_channels  # noqa: PLC0415 - this module needs no torch
 
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -46,8 +53,8 @@ def render_shifts(console: Console, found: Shifts, count: int) -> None:
     largest = ", ".join(f"{title} {claim.largest[name]:.2f}" for name, title in TITLES.items())
     factor = "with no shift of the others" if claim.factor is None else f"{claim.factor:.1f} times that of the others"
     lines = [
-        f"x: norm of the channel's map on triggered over clean inputs, mean over {found.inputs} test images without "
-        "the target class; inf where the channel is silent on clean ones.",
+        f"x: norm of the channel's map on triggered over clean inputs, mean over {found.inputs} test images"
+        f"{'' if every_class else ' without the target class'}; inf where the channel is silent on clean ones.",
         f"Largest ratios over {len(found.clean['linf'])} channels: {largest}; the l-inf excess over 1 is {factor}.",
     ]
     for line in lines:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fedbd.checkpoint import FOLDER
-from fedbd.engines import flower_app_dir
+from fedbd.engines import execute, flower_app_dir
 from fedbd.errors import UserError
 from fedbd.flower.app_loader import load_component
 from fedbd.record import SCENARIO, read_rounds, read_summary, resumed_from, same_records
@@ -249,3 +249,25 @@ def test_run_says_how_to_go_on(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         plan([from_dict(SMALL)], tmp_path)
     assert f"holds an earlier run that did not finish; continue it with `fedbd resume {folder}`" in str(error.value)
+
+
+@pytest.mark.flower
+@pytest.mark.parametrize("name", ["ray", "deployment"])
+def test_flowers_own_runtimes_go_on(name: str, tmp_path: Path) -> None:
+    fields = {**SMALL, **LOOP, "secure_sum": {"name": "ckks"}}
+    whole = run(from_dict({**fields, "name": "whole"}), tmp_path)
+    scenario = from_dict({**fields, "engine": {"name": name, "workers": 2}})
+    folder = tmp_path / "small" / "seed-3"
+
+    def look() -> None:
+        if len(read_rounds(folder)) > 3:
+            raise Death
+
+    with writing(folder), pytest.raises(Death):
+        execute(scenario, folder, None, poll=look)
+    assert (read_summary(folder) or {}).get("status") != "finished"
+    result = resume(folder)
+    assert same_records(whole.path, result.path) == []
+    assert measures(result.path) == measures(whole.path)
+    [from_round] = result.summary["resumed_from"]
+    assert from_round in (2, 3, 4)

@@ -76,6 +76,9 @@ class RunFolder:
         """Drop the rounds after ``last`` (-1: all) and the summary: a run that was ended goes on from there."""
         self.keep_rounds(last)
         (self.path / SUMMARY).unlink(missing_ok=True)
+        for name in (SCENARIO, ROUNDS, SUMMARY, ENVIRONMENT):  # what a kill left half-written
+            for draft in self.path.glob(f".{name}.*"):
+                draft.unlink()
 
     def note_resumed(self, last: int, *, damaged: Sequence[str] = (), threads: int | None = None) -> None:
         """Note in ``environment.json`` after which round a run was taken up again, and on what.

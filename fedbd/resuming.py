@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedbd.central_training import PLAN
-from fedbd.checkpoint import Checkpoint, differences, read_checkpoint, stamp_of
+from fedbd.checkpoint import Checkpoint, differences, missing_lines, read_checkpoint, stamp_of
 from fedbd.engines import execute, flower_app_dir
 from fedbd.errors import Problem, UserError
 from fedbd.prepared import prepare
@@ -111,7 +111,8 @@ def _unfinished(folder: Path, other_code: bool) -> tuple[Scenario, Checkpoint | 
         raise UserError([Problem(path=str(folder), expected=expected, remedy=remedy)])
     if checkpoint is not None:
         now = stamp_of(scenario, flower_app_dir())
-        _refuse(differences(checkpoint.stamp, now, str(folder), other_code=other_code))
+        problems = differences(checkpoint.stamp, now, str(folder), other_code=other_code)
+        _refuse([*problems, *missing_lines(folder, checkpoint.round)])
     prepare(scenario)
     return scenario, checkpoint
 

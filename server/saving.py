@@ -8,12 +8,13 @@ from pathlib import Path
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
-from fedbd.checkpoint import Checkpoint, Stamp, differences, read_checkpoint, write_checkpoint
+from fedbd.checkpoint import Checkpoint, Stamp, differences, missing_lines, read_checkpoint, write_checkpoint
 from fedbd.errors import RunFailed, UserError
 from fedbd.flower.arrays import pack_all, view_all
 from fedbd.flower.local_grid import LocalGrid
 from fedbd.flower.saving import records_from, records_state
 from fedbd.flower.strategy import DefendedStrategy
+from fedbd.params import join, layout_of, sha256
 from fedbd.record import RunFolder, read_rounds
 from fedbd.saved_state import Unsaveable
 from fedbd.scenario import Scenario
@@ -32,11 +33,13 @@ def take_up(folder: RunFolder, stamp: Stamp, *, other_code: bool = False) -> Che
         other_code: Also take up what other code or releases wrote.
 
     Raises:
-        UserError: If the checkpoint is another scenario's or was written by other code, or all are damaged.
+        UserError: If the checkpoint is another scenario's or was written by other code, all are damaged, or lines of
+            its rounds are missing.
     """
     found = read_checkpoint(folder.path)
     if found is not None:
         problems = differences(found.stamp, stamp, str(folder.path), other_code=other_code)
+        problems += missing_lines(folder.path, found.round)
         if problems:
             raise UserError(problems)
     last = found.round if found is not None else -1
@@ -92,7 +95,11 @@ class Saver:
     def restore(self, checkpoint: Checkpoint) -> ArrayRecord:
         """Put everything where it was; return what the next round starts from."""
         state = checkpoint.state
-        self.rounds.restore(read_rounds(self.folder.path), state["rounds"])
+        lines = read_rounds(self.folder.path)
+        weights = join(state["arrays"], layout_of(state["arrays"]))
+        if lines[-1]["weights_sha256"] != sha256(weights):
+            raise RunFailed(f"round {checkpoint.round}: the checkpoint's weights are not those of the round's record")
+        self.rounds.restore(lines, state["rounds"])
         self.strategy.load_state_dict(state["strategy"], checkpoint.round)
         if isinstance(self.grid, LocalGrid):
             states = {client: records_from(records) for client, records in state["clients"].items()}

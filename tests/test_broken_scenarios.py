@@ -394,6 +394,18 @@ COMBINATIONS = [
         "set cohort.size to 8",
     ),
     load(
+        "checkpoints of what Flower's runtime keeps to itself",
+        GOOD + "local_defense: abl\nengine: ray\ncheckpoint: {every: 2}\n",
+        "checkpoint: must be null with a local defense on engine ray: what clients remember lies in Flower's runtime, "
+        "out of a checkpoint's reach; leave it out, or set engine: local",
+    ),
+    load(
+        "checkpoints after no round",
+        GOOD + "checkpoint: {every: 0}\n",
+        "checkpoint.every: must be >= 1, got 0",
+    ),
+    load("checkpoints by a number", GOOD + "checkpoint: 5\n", "checkpoint: must be a mapping, got 5"),
+    load(
         "attackers per round without attacks",
         GOOD + "cohort: {attackers_per_round: 1}\n",
         "cohort.attackers_per_round: must be null where there are no attacks, got 1",

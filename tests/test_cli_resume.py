@@ -97,7 +97,11 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path, as_json: bool) -> Non
     status, said = say(tmp_path, "resume", "none", "empty", "training", *(["--json"] if as_json else []))
     assert status == 2
     if as_json:
-        assert [problem["path"] for problem in json.loads(said)["problems"]] == ["none", "empty", "training"]
+        assert [problem["path"] for problem in json.JSONDecoder().raw_decode(said)[0]["problems"]] == [
+            "none",
+            "empty",
+            "training",
+        ]
     else:
         assert "none: must be the folder of a run, got no folder; start it with `fedbd run`" in said
         assert "empty: must be the folder of a run, got a folder without scenario.yaml" in said

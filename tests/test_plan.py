@@ -338,3 +338,43 @@ def test_a_lock_file_makes_no_folder_a_runs(tmp_path: Path) -> None:
     (folder / LOCK).touch()
     (folder / "thesis.tex").write_text("years of work")
     assert "must be new, empty or a run's folder" in refusal([quiet()], tmp_path, overwrite=True)[0]
+
+
+# Checkpoints.
+
+
+SILENT = """
+import random
+
+from flwr.serverapp.strategy import FedAvg
+
+
+class Silent(FedAvg):
+    mean_only = True
+
+    def __init__(self):
+        super().__init__()
+        self.dice = random.Random(1)
+"""
+
+
+def test_a_strategy_that_no_checkpoint_can_hold_is_refused_before_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "silent_strategy.py").write_text(SILENT)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    strategy = {"name": "silent_strategy:Silent"}
+    [problem] = refusal([quiet(strategy=strategy)], tmp_path / "runs")
+    assert problem == (
+        "quiet: checkpoint: cannot hold what the strategy keeps: Silent.dice is a random.Random; set checkpoint: null, "
+        "or give the class state_dict and load_state_dict"
+    )
+    assert len(plan([quiet(strategy=strategy, checkpoint="off")], tmp_path / "runs")) == 1
+
+
+@pytest.mark.parametrize("status", ["failed", "finished"])
+def test_an_unfinished_run_is_named_with_the_way_on(tmp_path: Path, status: str) -> None:
+    folder = run_in(tmp_path / "quiet" / "seed-0", status, rounds=2)
+    [problem] = refusal([quiet()], tmp_path)
+    assert (f"continue it with `fedbd resume {folder}`" in problem) == (status == "failed")
+    assert "pass --overwrite to replace it" in problem

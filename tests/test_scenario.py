@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedbd.errors import ScenarioError
-from fedbd.plans import Window
+from fedbd.plans import CheckpointPlan, Window
 from fedbd.run_text import message_text, scenario_text
 from fedbd.scenario import Scenario, fingerprint, from_dict, load_scenario, to_dict, twin_of
 from fedbd.scenario_file import parse_yaml
@@ -434,3 +435,26 @@ def test_the_twin_starts_from_the_same_checkpoint_and_learns_nothing_again() -> 
     assert fingerprint(twin) == fingerprint(
         twin_of(from_dict({**raw, "start": {"checkpoint": "a.pt"}, "evaluation": {}}))
     )
+
+
+@pytest.mark.parametrize("word", ["off", None])
+def test_checkpoints_can_be_switched_off(word: Any) -> None:
+    assert from_dict(MINIMAL).checkpoint == CheckpointPlan(every=1)
+    scenario = from_dict({**MINIMAL, "checkpoint": word})
+    assert scenario.checkpoint is None
+    assert from_dict(to_dict(scenario)) == scenario
+
+
+def test_checkpoints_never_reach_a_client_or_a_fingerprint() -> None:
+    texts = {message_text(from_dict({**MINIMAL, "checkpoint": plan})) for plan in ("off", {"every": 3}, {"every": 1})}
+    assert texts == {message_text(from_dict(MINIMAL))}
+    assert "checkpoint" not in json.loads(texts.pop())
+
+
+def test_there_are_none_by_default_where_they_do_not_reach_clients_memory() -> None:
+    found = {
+        (engine, defense is not None): from_dict({**MINIMAL, "engine": engine, "local_defense": defense}).checkpoint
+        for engine in ("local", "ray", "deployment")
+        for defense in (None, "abl")
+    }
+    assert {where for where, plan in found.items() if plan is None} == {("ray", True), ("deployment", True)}

@@ -56,6 +56,7 @@ def test_nothing_reachable_from_the_strategy_holds_a_key(
     pulled = OrderedGrid.pull_messages
     hits: list[str] = []
     searches = []
+    checkpointed = []
 
     def keep(self: Any, ids: Any) -> Any:
         messages = list(pulled(self, ids))
@@ -73,6 +74,8 @@ def test_nothing_reachable_from_the_strategy_holds_a_key(
         hits.extend(hunt.search_object(roots))
         planted = ConfigRecord({"key": key_file.read_bytes()})
         assert hunt.search_object([*roots, planted]), "the hunt does not find a planted key"
+        hits.extend(hunt.search_files(tmp_path / "run"))
+        checkpointed.append((tmp_path / "run" / "checkpoint" / "round-1.npz").exists())
         searches.append(round_)
         return result
 
@@ -81,6 +84,7 @@ def test_nothing_reachable_from_the_strategy_holds_a_key(
     monkeypatch.setattr(OrderedGrid, "pull_messages", keep)
     engines.execute(make(engine, **CKKS), tmp_path / "run", None)
     assert searches == [1, 2]
+    assert checkpointed == [False, True]
     assert len(received) >= 8  # two clients train and two decrypt, in each of two rounds
     assert hits == []
     assert hunt.search_files(tmp_path / "run") == []

@@ -230,6 +230,10 @@ def test_what_cannot_go_on_is_refused_and_left_alone(tmp_path: Path, monkeypatch
     (folder / SCENARIO).write_text(text.replace("lr: 0.05", "lr: 0.06"))
     assert "is of another scenario than the scenario.yaml beside it" in refused(folder, other_code=True)
     (folder / SCENARIO).write_text(text)
+    lines = (folder / "rounds.jsonl").read_text()
+    (folder / "rounds.jsonl").write_text("".join(lines.splitlines(keepends=True)[1:]))
+    assert "rounds.jsonl: must hold the rounds 0 to 2, each once, for its checkpoint to go on, got 2" in refused(folder)
+    (folder / "rounds.jsonl").write_text(lines)
     for file in (folder / FOLDER).glob("*.npz"):
         file.write_bytes(b"")
     assert f"remove {folder / FOLDER}, and the run starts from its first round again" in refused(folder)

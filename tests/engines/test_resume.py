@@ -77,7 +77,7 @@ def dead(scenario: Scenario, out: Path, line: int) -> Path:
 def measures(folder: Path) -> dict[str, Any]:
     """The summary without what is said to differ, and without the times in its cleanups and detectors."""
     found = read_summary(folder) or {}
-    volatile = ("seconds_total", "seconds_per_round", "peak_memory_bytes", "resumed_from", "cipher_noise")
+    volatile = ("name", "seconds_total", "seconds_per_round", "peak_memory_bytes", "resumed_from", "cipher_noise")
     kept = {name: value for name, value in found.items() if name not in volatile}
     return json.loads(json.dumps(kept), object_hook=lambda entry: {k: v for k, v in entry.items() if k != "seconds"})
 

@@ -141,7 +141,7 @@ def can_resume(run: Path, now: Stamp) -> bool:
         found = read_checkpoint(run)
     except CheckpointError:
         return False
-    return found is not None and not differences(found.stamp, now, str(run))
+    return found is not None and not differences(found.stamp, now, str(run)) and not missing_lines(run, found.round)
 
 
 def remove_checkpoints(run: Path) -> None:

@@ -172,6 +172,8 @@ def test_what_cannot_be_saved_or_written_ends_the_run_with_a_remedy(tmp_path: Pa
 def test_only_what_wrote_it_goes_on(tmp_path: Path) -> None:
     write(tmp_path, 1)
     assert differences(STAMP, STAMP, "run") == []
+    assert not can_resume(tmp_path, STAMP)  # the lines of its rounds are not there
+    (tmp_path / "rounds.jsonl").write_text('{"round": 0}\n{"round": 1}\n')
     assert can_resume(tmp_path, STAMP)
     other = dataclasses.replace(STAMP, scenario="t")
     for anyway in (False, True):

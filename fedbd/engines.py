@@ -13,7 +13,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,11 +122,28 @@ def _local(scenario: Scenario, config: dict[str, str], env: dict[str, str], agen
             stack.enter_context(_environment({"FEDBD_OBSERVER": env["FEDBD_OBSERVER"]}))
             workers = min(workers, scenario.cohort_size)
             executor = stack.enter_context(
-                ProcessPoolExecutor(factory, workers, timeout=scenario.engine.timeout, worker_env=client_env)
+                ProcessPoolExecutor(
+                    factory,
+                    workers,
+                    timeout=scenario.engine.timeout,
+                    worker_env=client_env,
+                    cuda_devices=gpu_names(scenario.engine.cuda_devices),
+                )
             )
         grid = LocalGrid(executor, scenario.partition.clients)
         context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(config))
         server(grid=grid, context=context)  # type: ignore[operator]
+
+
+def gpu_names(numbers: Sequence[int] | None) -> list[str] | None:
+    """Return GPUs, numbered as this process sees them, by the names that its workers must be given.
+
+    A scheduler that hands out GPUs 2 and 3 says so in CUDA_VISIBLE_DEVICES; here they are 0 and 1.
+    """
+    if numbers is None:
+        return None
+    seen = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return [seen[number] if seen else str(number) for number in numbers]
 
 
 class _Lingers(Exception):  # noqa: N818 - it never leaves this module
@@ -196,6 +213,7 @@ def _flower(
             server_env={**passed, **env},
             client_env=client_env,
             client_gpus=scenario.engine.client_gpus,
+            ray_address=scenario.engine.ray_address,
             workers=scenario.engine.workers or cores(),
             poll=_ending(folder, poll),
         )

@@ -338,7 +338,10 @@ class EnginePlan:
         workers: Processes that train clients; null: as many as cores.
         executor: ``local`` only: ``process``, or ``serial`` in the driver itself.
         device: Where clients compute; the server evaluates and repairs on the CPU.
+        cuda_devices: ``local`` with ``device: cuda``: GPUs by their numbers as this process sees them. Worker k uses
+            the k-th of them, round and round, so several workers may share one; null: all use the first.
         client_gpus: ``ray`` only: the fraction of a GPU per client.
+        ray_address: ``ray`` only: HOST:PORT of a running Ray cluster to compute on; null: a Ray of this run's own.
         timeout: Seconds that a client may take for one message. ``local`` ends one that takes longer and replaces its
             worker. ``ray`` and ``deployment`` cannot: the server waits so long for each turn of the workers, then goes
             on without the client, and what Flower itself takes to start, queue and poll counts.
@@ -348,5 +351,7 @@ class EnginePlan:
     workers: Positive | None = None
     executor: Literal["process", "serial"] = "process"
     device: Literal["cpu", "cuda"] = "cpu"
+    cuda_devices: Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)] | None = None
     client_gpus: Annotated[float, Ge(0)] = 0.0
+    ray_address: Annotated[str, MinLen(1)] | None = None
     timeout: Annotated[float, Gt(0)] = 3600.0

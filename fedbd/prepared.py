@@ -120,6 +120,11 @@ def prepare(scenario: Scenario) -> Prepared:
         raise ScenarioError(
             [Problem(path="engine.device", expected="no CUDA device is here", got="'cuda'", remedy=remedy)]
         )
+    missing = [number for number in scenario.engine.cuda_devices or () if number >= torch.cuda.device_count()]
+    if missing:
+        expected = f"must be GPUs of this machine (0 to {torch.cuda.device_count() - 1})"
+        got = ", ".join(map(str, missing))
+        raise ScenarioError([Problem(path="engine.cuda_devices", expected=expected, got=got)])
     prepared = Prepared(scenario, federate(scenario))
     problems = list(_mismatches(prepared))
     if problems:

@@ -605,6 +605,30 @@ COMBINATIONS = [
         "evaluation.samples: must be >= 1 or null, got 0",
     ),
     load(
+        "GPUs where nothing computes on them",
+        GOOD + "engine: {name: ray, cuda_devices: [0]}\n",
+        "engine.cuda_devices: must be null unless engine.device is cuda, got cpu",
+        "engine.cuda_devices: must be null unless engine.name is local: ray has client_gpus, got ray",
+    ),
+    load(
+        "GPUs for one process, and none at all",
+        GOOD + "engine: {device: cuda, executor: serial, cuda_devices: [0, 1]}\n",
+        "engine.cuda_devices: must be null with executor: serial, which computes in one process, got serial",
+    ),
+    load(
+        "an empty list of GPUs",
+        GOOD + "engine: {device: cuda, cuda_devices: []}\n",
+        "engine.cuda_devices: must not be empty",
+    ),
+    load(
+        "a cluster for another engine, under encryption, nowhere",
+        GOOD + "engine: {ray_address: head}\nsecure_sum: {name: ckks}\n",
+        "engine.ray_address: must be null unless engine.name is ray, got 'head'",
+        "engine.ray_address: must be HOST:PORT, as `ray start --head` prints it, got 'head'",
+        "engine.ray_address: must be null under encryption: the key agent serves the clients of one machine; set "
+        "secure_sum: null, or leave ray_address out",
+    ),
+    load(
         "an executor that ray does not have",
         GOOD + "engine: {name: ray, executor: serial}\n",
         "engine.executor: must be process unless engine.name is local, got 'serial'",
@@ -1151,3 +1175,13 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
 def test_every_row_has_its_own_title_and_there_are_enough_of_them() -> None:
     rows = [*FIELDS, *NO_FIELDS, *COMBINATIONS, *FAULTS, *AT_THE_DATA]
     assert len({row.title for row in rows}) == len(rows) >= 34
+
+
+def test_a_gpu_that_the_machine_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    file = tmp_path / "broken.yaml"
+    file.write_text(GOOD + "engine: {device: cuda, cuda_devices: [1, 2, 3]}\n", encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        prepare(load_scenario(file))
+    assert str(caught.value) == "engine.cuda_devices: must be GPUs of this machine (0 to 1), got 2, 3"

@@ -53,7 +53,7 @@ class Executor(Protocol):
         ...
 
 
-def _check(workers: int, timeout: float | None, cuda_devices: Sequence[int] | None) -> None:
+def _check(workers: int, timeout: float | None, cuda_devices: Sequence[int | str] | None) -> None:
     problems = []
     if workers < 1:
         problems.append(Problem(path="workers", expected="must be >= 1", got=str(workers)))
@@ -139,7 +139,8 @@ class ProcessPoolExecutor:
         timeout: Seconds that a client may take for a message; None: as long as it likes.
         start_timeout: Seconds that a worker may take to start and load the app.
         worker_env: Environment variables for the workers, over this process's own.
-        cuda_devices: GPUs; worker k sees only ``cuda_devices[k % len(cuda_devices)]``. None: what this process sees.
+        cuda_devices: GPUs as CUDA_VISIBLE_DEVICES names them; worker k sees only ``cuda_devices[k % len(...)]``. None:
+            what this process sees.
 
     Raises:
         UserError: If an argument is out of range or the app factory cannot be sent to another process.
@@ -154,7 +155,7 @@ class ProcessPoolExecutor:
         timeout: float | None = None,
         start_timeout: float = 300.0,
         worker_env: Mapping[str, str] | None = None,
-        cuda_devices: Sequence[int] | None = None,
+        cuda_devices: Sequence[int | str] | None = None,
     ) -> None:
         """Start the workers and wait until all of them have loaded the app."""
         _check(workers, timeout, cuda_devices)

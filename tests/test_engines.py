@@ -1,0 +1,55 @@
+"""What a scenario's engine section becomes, without starting one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedbd import engines
+from fedbd.engines import gpu_names
+from fedbd.errors import RunFailed
+from fedbd.flower.runtime import RunOutcome
+from fedbd.scenario import from_dict
+
+RAW: dict[str, Any] = {"name": "t", "rounds": 1, "data": {"name": "digits"}, "model": {"name": "mlp"}}
+
+
+def test_gpus_are_numbered_as_this_process_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpu_names(None) is None
+    assert gpu_names((0, 1)) == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-5f3a")
+    assert gpu_names((1, 0, 1)) == ["GPU-5f3a", "2", "GPU-5f3a"]
+
+
+def test_every_worker_sees_the_gpu_whose_turn_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given: dict[str, Any] = {}
+
+    def pool(factory: object, workers: int, **more: Any) -> None:
+        given.update(more, workers=workers)
+        raise InterruptedError
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.setattr(engines, "ProcessPoolExecutor", pool)
+    engine = {"device": "cuda", "workers": 4, "cuda_devices": [0, 1]}
+    with pytest.raises(InterruptedError):
+        engines.execute(from_dict({**RAW, "engine": engine}), tmp_path / "run", None)
+    assert (given["workers"], given["cuda_devices"]) == (4, ["4", "7"])
+
+
+def test_a_ray_clusters_address_and_the_share_of_a_gpu_reach_flowers_runtime(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {}
+
+    def run_app(app: Path, **more: Any) -> RunOutcome:
+        given.update(more)
+        return RunOutcome("failed", "no Ray cluster answers at head:6379", tmp_path, {})
+
+    monkeypatch.setattr(engines, "run_app", run_app)
+    engine = {"name": "ray", "ray_address": "head:6379", "client_gpus": 0.25}
+    with pytest.raises(RunFailed, match="no Ray cluster answers"):
+        engines.execute(from_dict({**RAW, "engine": engine}), tmp_path / "run", None)
+    assert (given["ray_address"], given["client_gpus"], given["mode"]) == ("head:6379", 0.25, "ray")

@@ -18,7 +18,7 @@ from fedbd.errors import Problem, ScenarioError
 from fedbd.field_values import shown
 from fedbd.registry import either, location
 from fedbd.roles import assignment, locally_defended, members, planned_window, role_of, selected
-from fedbd.scenario import TWIN, Scenario, memory_in_reach, with_open_windows
+from fedbd.scenario import SHARED, TWIN, WARM_UP, Scenario, memory_in_reach, with_open_windows
 from fedbd.summary import LAST_ROUNDS
 from fedbd.targets import ALL_TO_ALL, target_problem
 from fedbd.types import Need, Role
@@ -52,9 +52,11 @@ def cohort_fits(s: Scenario) -> Iterator[Problem]:
 
 def name_is_a_folder(s: Scenario) -> Iterator[Problem]:
     """The name can be that of the folder in which the records go."""
-    name = s.name.removesuffix(TWIN)
-    if re.search(r"[/\\\x00-\x1f]", name) or name[:1] in ".~" or name != name.strip() or name == "twins":
-        expected = "must be fit for a folder: no / or \\, no dot or ~ in front, no space around it, and not 'twins'"
+    name = s.name.removesuffix(TWIN).removesuffix(WARM_UP)
+    if re.search(r"[/\\\x00-\x1f]", name) or name[:1] in ".~" or name != name.strip() or name in SHARED:
+        expected = (
+            f"must be fit for a folder: no / or \\, no dot or ~ in front, no space around it, not {either(SHARED)}"
+        )
         yield Problem(path="name", expected=expected, got=repr(s.name))
     elif len(os.fsencode(name)) > LONGEST:
         yield Problem(path="name", expected=f"must be fit for a folder: at most {LONGEST} bytes", got=shown(s.name))

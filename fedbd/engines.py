@@ -47,7 +47,13 @@ def flower_app_dir() -> Path:
 
 
 def execute(
-    scenario: Scenario, folder: Path, twin: Path | None, poll: Poll | None = None, *, resume: str = ""
+    scenario: Scenario,
+    folder: Path,
+    twin: Path | None,
+    poll: Poll | None = None,
+    *,
+    start: Path | None = None,
+    resume: str = "",
 ) -> dict[str, Any]:
     """Run a scenario on its engine.
 
@@ -56,6 +62,7 @@ def execute(
         folder: The run's folder.
         twin: The folder of the finished attack-free twin.
         poll: Called now and then while another process runs the rounds.
+        start: The model that the run's warm-up left, where it starts from one.
         resume: ``same-code`` or ``other-code``: go on with the unfinished run in the folder (see ``server/app.py``).
 
     Returns:
@@ -68,6 +75,7 @@ def execute(
     scenario = _absolute(scenario)
     config = {"scenario-json": json.dumps(to_dict(scenario)), "out-dir": str(folder.resolve())}
     config["twin-dir"] = str(twin.resolve()) if twin is not None else ""
+    config["warmed-up"] = str(start.resolve()) if start is not None else ""
     config["resume"] = resume
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -89,7 +97,7 @@ def execute(
 def _absolute(scenario: Scenario) -> Scenario:
     """Engines start elsewhere: a relative data folder, checkpoint or trigger's file is the caller's."""
     scenario = dataclasses.replace(scenario, attacks=tuple(map(_absolute_trigger, scenario.attacks)))
-    if scenario.start is not None:
+    if scenario.start is not None and scenario.start.checkpoint is not None:
         file = str(Path(scenario.start.checkpoint).expanduser().resolve())
         scenario = dataclasses.replace(scenario, start=dataclasses.replace(scenario.start, checkpoint=file))
     if scenario.data.root is None:

@@ -84,7 +84,7 @@ class _State:
 
 
 def run_all(jobs: list[Job], watcher: Watcher, cores: int) -> list[Failure]:
-    """Run jobs, each when the twin that it needs is done, and return the failures.
+    """Run jobs, each when the warm-up or twin that it needs is done, and return the failures.
 
     Args:
         jobs: From ``fedbd.runs.plan``.
@@ -137,10 +137,16 @@ def _launch(state: _State, width: int, workers: int) -> None:
         failed = next((f for f in state.failures if f.folder == job.needs), None)
         if failed is not None:
             state.waiting.remove(job)
-            _fail(state, job, Failure(job.folder, f"its attack-free twin failed: {failed.reason}", failed.mistake))
+            _fail(
+                state, job, Failure(job.folder, f"its {_what(failed.folder)} failed: {failed.reason}", failed.mistake)
+            )
         elif len(state.running) < width and (job.needs is None or job.needs in state.done):
             state.waiting.remove(job)
             state.running.append(_start(job, workers))
+
+
+def _what(folder: Path) -> str:
+    return "warm-up" if folder.parent.name == "warm-ups" else "attack-free twin"
 
 
 def _start(job: Job, workers: int) -> _Running:
@@ -183,7 +189,7 @@ def _child(job: Job, verdict: Connection) -> None:
             log = os.open(job.folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.dup2(log, sys.stdout.fileno())
             os.dup2(log, sys.stderr.fileno())
-            execute(job.scenario, job.folder, job.twin, resume=job.resume)
+            execute(job.scenario, job.folder, job.twin, start=job.start, resume=job.resume)
         _say(verdict, "done")
     except UserError as error:
         _say(verdict, "user", str(error))

@@ -106,14 +106,25 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True)
 class StartPlan:
-    """The model that a run starts from, in place of a fresh one.
+    """The model that a run starts from, in place of a fresh one: exactly one of a checkpoint and a warm-up.
 
     Attributes:
-        checkpoint: A safetensors file or a PyTorch state dict (alone or under ``state_dict``) that fits the model; a
-            relative path starts where the command runs.
+        checkpoint: A safetensors file or a PyTorch state dict (alone or under ``state_dict``) that fits the model in
+            every name and shape; a relative path starts where the command runs.
+        warm_up: The result of so many clean rounds from the fresh model: same data, partition, trusted set, training,
+            cohort size and weights, strategy, server rate and seed, and nobody who attacks, defends, encrypts or
+            fails. ``fedbd run`` runs them first, as a job of its own, once for all scenarios that share them
+            (``runs/warm-ups/``). The run's own rounds, learning rates and server optimizer start anew.
     """
 
-    checkpoint: Annotated[str, MinLen(1)]
+    checkpoint: Annotated[str, MinLen(1)] | None = None
+    warm_up: Positive | None = None
+
+    def problems(self) -> list[tuple[str, str]]:
+        """Return what is wrong between the fields."""
+        given = [name for name in ("checkpoint", "warm_up") if getattr(self, name) is not None]
+        found = " and ".join(given) or "none"
+        return [] if len(given) == 1 else [("", f"must hold exactly one of checkpoint and warm_up, got {found}")]
 
 
 @dataclass(frozen=True, kw_only=True)

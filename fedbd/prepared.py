@@ -87,15 +87,24 @@ class Prepared:
         model: nn.Module = self.scenario.model.impl.build(self.dataset.shape, self.dataset.classes, rng)
         return model
 
-    def start_model(self) -> nn.Module:
-        """Return the model that the run starts from: the initial one, or the scenario's checkpoint.
+    def start_model(self, warmed: Path | None = None) -> nn.Module:
+        """Return the model that the run starts from: the initial one, the scenario's checkpoint, or its warm-up's.
+
+        Args:
+            warmed: What the warm-up left, for a scenario that starts from one.
 
         Raises:
-            CheckpointError: If the checkpoint does not fit.
+            CheckpointError: If the checkpoint does not fit, or the warm-up's result is not there.
         """
-        model = self.new_model()
-        if self.scenario.start is not None:
-            load_checkpoint(model, Path(self.scenario.start.checkpoint).expanduser())
+        model, start = self.new_model(), self.scenario.start
+        if start is not None and start.checkpoint is not None:
+            load_checkpoint(model, Path(start.checkpoint).expanduser())
+        elif start is not None and warmed is not None:
+            load_checkpoint(model, warmed)
+        elif start is not None:
+            expected = f"needs the result of {start.warm_up} clean rounds, and it is not there"
+            remedy = "start the run with fedbd run, which runs them first, or name their model as start.checkpoint"
+            raise CheckpointError([Problem(path="start.warm_up", expected=expected, remedy=remedy)])
         return model
 
     @cached_property
@@ -174,11 +183,7 @@ def _mismatches(prepared: Prepared) -> Iterator[Problem]:
     except (ValueError, RuntimeError, IndexError) as error:
         yield Problem(path="model", expected=f"cannot be built for {_images(dataset)}: {error}")
         return
-    try:
-        prepared.start_model()
-    except CheckpointError as error:
-        for problem in error.problems:
-            yield dataclasses.replace(problem, path=f"start.checkpoint: {problem.path}")
+    yield from _bad_checkpoint(prepared)
     for path, plan in scenario.guards:
         refusal = getattr(plan.method.impl, "refusal", None)
         reason = refusal(model) if refusal is not None else None
@@ -199,6 +204,18 @@ def _evasion_targets(prepared: Prepared) -> Iterator[Problem]:
             if isinstance(target, int) and target >= prepared.dataset.classes:
                 expected = f"must be below the number of classes ({prepared.dataset.classes})"
                 yield Problem(path=f"detection[{i}].adversarial[{j}].target", expected=expected, got=str(target))
+
+
+def _bad_checkpoint(prepared: Prepared) -> Iterator[Problem]:
+    """The checkpoint to start from fits; a warm-up's model is not there yet."""
+    start = prepared.scenario.start
+    if start is None or start.checkpoint is None:
+        return
+    try:
+        prepared.start_model()
+    except CheckpointError as error:
+        for problem in error.problems:
+            yield dataclasses.replace(problem, path=f"start.checkpoint: {problem.path}")
 
 
 def _one_class(prepared: Prepared) -> Iterator[Problem]:

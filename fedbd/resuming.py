@@ -48,7 +48,7 @@ def resume(folder: str | Path, *, other_code: bool = False) -> RunResult:
     """
     for job in plan_resumption([Path(folder)], other_code=other_code).jobs:
         with writing(job.folder):
-            execute(job.scenario, job.folder, job.twin, resume=job.resume)
+            execute(job.scenario, job.folder, job.twin, start=job.start, resume=job.resume)
     return result_of(Path(folder))
 
 

@@ -26,7 +26,10 @@ from fedbd.prepared import prepare
 from fedbd.record import FINISHED, ROUNDS, SCENARIO, RunFolder, read_rounds, read_summary
 from fedbd.roles import attack_window
 from fedbd.saved_state import Unsaveable
-from fedbd.scenario import Scenario, fingerprint, twin_of
+from fedbd.scenario import Scenario, fingerprint, twin_of, warm_up_of
+
+MODEL = "model.safetensors"
+"""What a finished run leaves of its model, in its folder."""
 
 LOG = "log.txt"
 """What a run prints, in its folder."""
@@ -48,8 +51,9 @@ class Job:
     Attributes:
         scenario: What to run.
         folder: Where.
-        needs: The job whose folder holds the attack-free twin, if one must be done first.
+        needs: Folder of the job that must be done first: the attack-free twin, or the warm-up.
         twin: The twin's folder.
+        start: The model that the warm-up leaves, where the scenario starts from one.
         resume: ``same-code`` or ``other-code``: go on with the unfinished run in the folder (see ``fedbd.resuming``).
     """
 
@@ -57,6 +61,7 @@ class Job:
     folder: Path
     needs: Path | None = None
     twin: Path | None = None
+    start: Path | None = None
     resume: str = ""
 
 
@@ -91,7 +96,7 @@ def run(scenario: Scenario, out: str | Path = "runs", *, overwrite: bool = False
     jobs = plan([scenario], Path(out), overwrite=overwrite)
     for job in jobs:
         with writing(job.folder):
-            execute(job.scenario, job.folder, job.twin, resume=job.resume)
+            execute(job.scenario, job.folder, job.twin, start=job.start, resume=job.resume)
     return result_of(jobs[-1].folder)
 
 
@@ -101,14 +106,14 @@ def result_of(folder: Path) -> RunResult:
 
 
 def plan(scenarios: Sequence[Scenario], out: Path, *, overwrite: bool = False) -> list[Job]:
-    """Return the jobs for some scenarios, twins first; a twin that several share, or that is done, is run once.
+    """Return the jobs for some scenarios, warm-ups and twins first; one that several share, or is done, is run once.
 
     A twin that was ended goes on where it stood.
 
     Args:
         scenarios: What to run.
         out: Folder for all runs.
-        overwrite: Remove earlier runs in the places of these scenarios (finished twins are kept).
+        overwrite: Remove earlier runs in the places of these scenarios (finished twins and warm-ups are kept).
 
     Raises:
         UserError: If two scenarios want one place, a place is taken, another process writes a place or a twin, or a
@@ -127,7 +132,7 @@ def plan(scenarios: Sequence[Scenario], out: Path, *, overwrite: bool = False) -
         wrong = [dataclasses.replace(p, path=f"{scenario.name}: {p.path}") for p in strategy_problems(scenario)]
         problems += [problem for problem in wrong if problem not in problems]
     own = {identity(twin_of(s)): folder for folder, s in folders.items() if attack_window(s) is None}
-    twins: dict[str, Job] = {}
+    twins: dict[str, Job] = {}  # and warm-ups: what several scenarios may share
     jobs = [job_for(scenario, folder, out, own, twins) for folder, scenario in folders.items()]
     problems += [written(twin.folder) for twin in twins.values() if is_written(twin.folder)]
     if problems:
@@ -244,7 +249,7 @@ def _locked(file: int, kind: int) -> bool:
 
 
 def job_for(scenario: Scenario, folder: Path, out: Path, own: dict[str, Path], twins: dict[str, Job]) -> Job:
-    """Return the job for a scenario; the one for its twin, if that is still to be run, is added to ``twins``.
+    """Return the job for a scenario; those for its warm-up and its twin, if still to be run, are added to ``twins``.
 
     Args:
         scenario: What to run.
@@ -253,19 +258,40 @@ def job_for(scenario: Scenario, folder: Path, out: Path, own: dict[str, Path], t
         own: Identity of a twin -> folder of a run that is the same, and is run, too.
         twins: Identity -> job.
     """
+    start, warming = _warm_up(scenario, out, twins)
     if not scenario.evaluation.twin or attack_window(scenario) is None:
-        return Job(scenario, folder)
+        return Job(scenario, folder, warming, None, start)
     twin = twin_of(scenario)
     key = identity(twin)
     if key in own:
-        return Job(scenario, folder, own[key], own[key])
+        return Job(scenario, folder, own[key], own[key], start)
     place = out / "twins" / key[:16]
     if (read_summary(place) or {}).get("status") == FINISHED:
-        return Job(scenario, folder, None, place)
+        return Job(scenario, folder, warming, place, start)
     if key not in twins:
-        unfinished = not is_written(place) and can_resume(place, stamp_of(twin, flower_app_dir()))
-        twins[key] = Job(twin, place, resume="same-code" if unfinished else "")
-    return Job(scenario, folder, place, place)
+        twins[key] = _shared(twin, place, warming, start)
+    return Job(scenario, folder, place, place, start)  # the twin waits for the warm-up
+
+
+def _shared(scenario: Scenario, place: Path, needs: Path | None = None, start: Path | None = None) -> Job:
+    """Return the job for a twin or a warm-up; one that was ended goes on where it stood."""
+    unfinished = not is_written(place) and can_resume(place, stamp_of(scenario, flower_app_dir()))
+    return Job(scenario, place, needs, None, start, "same-code" if unfinished else "")
+
+
+def _warm_up(scenario: Scenario, out: Path, shared: dict[str, Job]) -> tuple[Path | None, Path | None]:
+    """Return the model that a scenario's warm-up leaves, and the warm-up's folder if it must be run first."""
+    warm_up = warm_up_of(scenario)
+    if warm_up is None:
+        return None, None
+    key = identity(warm_up)
+    place = out / "warm-ups" / key[:16]
+    model = place / MODEL
+    if (read_summary(place) or {}).get("status") == FINISHED and model.is_file():
+        return model, None
+    if key not in shared:
+        shared[key] = _shared(warm_up, place)
+    return model, place
 
 
 def cut_back(job: Job) -> None:

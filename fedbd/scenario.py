@@ -46,6 +46,10 @@ from fedbd.types import Need
 
 TWIN = " (twin)"
 """What the name of an attack-free twin ends in."""
+WARM_UP = " (warm-up)"
+"""What the name of a warm-up ends in."""
+SHARED = ("twins", "warm-ups")
+"""Folders of runs that several scenarios share, beside those that are named after scenarios."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +159,8 @@ def fingerprint(scenario: Scenario) -> str:
     """Return a hash of all that decides the records.
 
     That is the resolved scenario without its name, its engine, the folder of its data, its checkpoints and what is
-    measured beside the run; a model to start from and a trigger's file count by their content. When and on what a run
-    is measured counts where it is not the default.
+    measured beside the run; a model to start from and a trigger's file count by their content, a warm-up by the
+    fingerprint of its own scenario. When and on what a run is measured counts where it is not the default.
     """
     beside = ("name", "engine", "evaluation", "checkpoint")
     plain = {key: value for key, value in to_dict(scenario).items() if key not in beside}
@@ -165,8 +169,11 @@ def fingerprint(scenario: Scenario) -> str:
     plain["data"] = {key: value for key, value in plain["data"].items() if key != "root"}
     if not scenario.faults:  # without any, the hash is that of a time before there were some
         del plain["faults"]
-    if scenario.start is not None:
+    if scenario.start is not None and scenario.start.checkpoint is not None:
         plain["start"] = {"checkpoint": content_of(scenario.start.checkpoint)}
+    warm_up = warm_up_of(scenario)
+    if warm_up is not None:
+        plain["start"] = {"warm_up": fingerprint(warm_up)}
     for attack in plain["attacks"]:
         if isinstance(attack["trigger"].get("file"), str):
             attack["trigger"]["file"] = content_of(attack["trigger"]["file"])
@@ -194,6 +201,33 @@ def twin_of(scenario: Scenario) -> Scenario:
         attacks=attacks,
         secure_sum=scheme if other_grid or scenario.faults else None,
         evaluation=dataclasses.replace(scenario.evaluation, twin=False, relearn=None, keep_models=None),
+    )
+
+
+def warm_up_of(scenario: Scenario) -> Scenario | None:
+    """Return the clean rounds that a run starts from, or None where it starts from something else.
+
+    Arms of a comparison shall start from the same model: nothing in it depends on attacks or defenses.
+    """
+    rounds = scenario.start.warm_up if scenario.start is not None else None
+    if rounds is None:
+        return None
+    return Scenario(
+        name=f"{scenario.name.removesuffix(TWIN)}{WARM_UP}",
+        rounds=rounds,
+        data=scenario.data,
+        model=scenario.model,
+        seed=scenario.seed,
+        partition=scenario.partition,
+        trusted=scenario.trusted,
+        training=scenario.training,
+        cohort=dataclasses.replace(scenario.cohort, attackers_per_round=None),
+        strategy=scenario.strategy,
+        server_rate=scenario.server_rate,
+        evaluation=EvaluationPlan(twin=False, every=max(1, rounds // 20)),
+        engine=scenario.engine,
+        on_client_failure=scenario.on_client_failure,
+        checkpoint=scenario.checkpoint,
     )
 
 

@@ -23,9 +23,9 @@ from fedbd.data.trusted import Trusted
 from fedbd.errors import Problem, UserError
 from fedbd.models.checkpoint import load_checkpoint
 from fedbd.plans import DataPlan
-from fedbd.record import SCENARIO
+from fedbd.record import SCENARIO, read_summary
 from fedbd.registry import near_miss
-from fedbd.scenario import load_scenario
+from fedbd.scenario import Scenario, load_scenario
 from fedbd.scenario_file import parse_yaml, read_yaml
 from fedbd.schema import Kind, Method, parse
 from fedbd.seeding import torch_rng
@@ -172,7 +172,7 @@ def _from_file(path: Path) -> Source:
             seed=run.seed,
             trusted=run.trusted,
             partitioner=run.partition.method.impl,
-            start=None if run.start is None else Path(run.start.checkpoint).expanduser(),
+            start=_started_from(run, path),
         )
     plan = load_central(path)
     return Source(
@@ -183,6 +183,16 @@ def _from_file(path: Path) -> Source:
         seed=plan.seed,
         held_out=plan.held_out,
     )
+
+
+def _started_from(run: Scenario, path: Path) -> Path | None:
+    """Return the file that a run started from: its checkpoint, or what its warm-up left as the summary names it."""
+    if run.start is None:
+        return None
+    if run.start.checkpoint is not None:
+        return Path(run.start.checkpoint).expanduser()
+    found = (read_summary(path.parent) or {}).get("started_from") or {}
+    return Path(found.get("file") or path.parent / "no-warm-up")
 
 
 def load_subject(asked: Asked, problems: list[Problem]) -> Subject | None:

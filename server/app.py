@@ -40,7 +40,7 @@ from fedbd.weighing import Weighing
 from .masking import load_mask, save_mask
 from .relearning import relearn
 from .saving import APP_DIR, Saver, take_up
-from .starting_point import StartingPoint
+from .starting_point import StartingPoint, started_from
 from .step import Rounds
 
 MODEL = "model.safetensors"
@@ -54,20 +54,29 @@ def main(grid: Grid, context: Context) -> None:
     """Run a scenario on whatever engine the grid belongs to.
 
     Run config: ``scenario-json`` (a resolved scenario) or ``scenario`` (a file in the app), ``out-dir`` (the run's
-    folder), ``twin-dir`` (the folder of the attack-free twin, or empty), ``resume`` (empty; ``same-code`` or
-    ``other-code``: go on with the unfinished run in the folder, and what may have written it).
+    folder), ``twin-dir`` (the folder of the attack-free twin, or empty), ``warmed-up`` (the model that the scenario's
+    warm-up left, or empty), ``resume`` (empty; ``same-code`` or ``other-code``: go on with the unfinished run in the
+    folder, and what may have written it).
     """
     config = context.run_config
     text = str(config.get("scenario-json", ""))
     here = Path(__file__).resolve().parent.parent
     scenario = from_dict(json.loads(text)) if text else load_scenario(here / str(config["scenario"]))
     out = Path(str(config.get("out-dir") or f"runs/{scenario.name}/seed-{scenario.seed}"))
-    twin = str(config.get("twin-dir", ""))
+    twin, warmed = (str(config.get(name, "")) for name in ("twin-dir", "warmed-up"))
     resume = str(config.get("resume", ""))
-    serve(grid, scenario, RunFolder(out, resume=bool(resume)), Path(twin) if twin else None, resume)
+    place = RunFolder(out, resume=bool(resume))
+    serve(grid, scenario, place, Path(twin) if twin else None, Path(warmed) if warmed else None, resume)
 
 
-def serve(grid: Grid, scenario: Scenario, folder: RunFolder, twin: Path | None, resume: str = "") -> None:
+def serve(
+    grid: Grid,
+    scenario: Scenario,
+    folder: RunFolder,
+    twin: Path | None,
+    warmed: Path | None = None,
+    resume: str = "",
+) -> None:
     """Carry out a run; whatever ends it, the finished rounds and a summary with the reason stay on disk.
 
     Args:
@@ -75,6 +84,7 @@ def serve(grid: Grid, scenario: Scenario, folder: RunFolder, twin: Path | None, 
         scenario: What to run.
         folder: Where to write.
         twin: The folder of the finished attack-free twin, or none.
+        warmed: The model that the warm-up left, where the scenario starts from one.
         resume: See ``main``.
     """
     started = time.perf_counter()
@@ -93,6 +103,7 @@ def serve(grid: Grid, scenario: Scenario, folder: RunFolder, twin: Path | None, 
         twin={line["round"]: line for line in read_rounds(twin)} if twin is not None else {},
         collect=lambda round_: collect(observed, round_),
         checksum=checksum,
+        warmed=warmed,
     )
     status, reason = FINISHED, ""
     relearned: dict[str, Any] | None = None
@@ -106,7 +117,8 @@ def serve(grid: Grid, scenario: Scenario, folder: RunFolder, twin: Path | None, 
     finally:
         seconds = time.perf_counter() - started + _seconds_before(checkpoint, rounds)
         summary = _summary(scenario, rounds, status, reason, seconds)
-        folder.write_summary({**summary, "resumed_from": resumed_from(folder.path), "relearning": relearned})
+        began = {"started_from": started_from(scenario, warmed), "resumed_from": resumed_from(folder.path)}
+        folder.write_summary({**summary, **began, "relearning": relearned})
     remove_checkpoints(folder.path)
 
 
@@ -142,7 +154,7 @@ def _train(
 
 def _started(prepared: Prepared, rounds: Rounds) -> ArrayRecord:
     """Write round 0; return the model that the run starts from."""
-    model = prepared.start_model()
+    model = prepared.start_model(rounds.warmed)
     rounds.start(flatten(model))
     return pack_all({name: entry.numpy() for name, entry in model.state_dict().items()})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -55,6 +56,7 @@ class Rounds:
     noise: float | None = None
     repaired: dict[str, StartingPoint] = field(default_factory=dict)
     unrepaired: dict[int, StartingPoint] = field(default_factory=dict)
+    warmed: Path | None = None
     _reference: nn.Module | None = None
     _mask: Mask = field(default_factory=dict)
     _evaluated: dict[int, tuple[nn.Module, Evaluation]] = field(default_factory=dict)

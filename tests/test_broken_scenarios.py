@@ -234,10 +234,28 @@ FIELDS = [
     load(
         "a name that leads elsewhere",
         GOOD,
-        "name: must be fit for a folder: no / or \\, no dot or ~ in front, no space around it, and not 'twins', got "
-        "'../etc'",
+        "name: must be fit for a folder: no / or \\, no dot or ~ in front, no space around it, and not twins or "
+        "warm-ups, got '../etc'",
         sets=("name=../etc",),
     ),
+    load(
+        "a name that is taken",
+        GOOD,
+        "name: must be fit for a folder: no / or \\, no dot or ~ in front, no space around it, and not twins or "
+        "warm-ups, got 'warm-ups'",
+        sets=("name=warm-ups",),
+    ),
+    load(
+        "two things to start from",
+        GOOD + "start: {warm_up: 2, checkpoint: a.pt}\n",
+        "start: must hold exactly one of checkpoint and warm_up, got checkpoint and warm_up",
+    ),
+    load(
+        "nothing to start from",
+        GOOD + "start: {}\n",
+        "start: must hold exactly one of checkpoint and warm_up, got none",
+    ),
+    load("no rounds to start from", GOOD + "start: {warm_up: 0}\n", "start.warm_up: must be >= 1, got 0"),
     load(
         "a name too long for a folder",
         GOOD,

@@ -33,7 +33,7 @@ BEGIN, END = "<!-- {}: written by docs/figures/fields.py -->", "<!-- end of {} -
 SECTIONS: dict[str, tuple[type, str]] = {
     "Top level": (Scenario, ""),
     "data": (plans.DataPlan, "The fields of the `data` method stand beside these."),
-    "start": (plans.StartPlan, "`null`: a fresh model, whose weights the seed decides."),
+    "start": (plans.StartPlan, "`null`: a fresh model, whose weights the seed decides. Else exactly one of the two."),
     "partition": (plans.PartitionPlan, "The fields of the `partition` method stand beside these."),
     "trusted": (Trusted, "Clean samples, taken out of the training set before the clients get theirs; `null`: none."),
     "training": (TrainingPlan, "How one client trains in one round; the same fields serve `attacks[].training`."),

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
+import safetensors.numpy
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
 
 from fedbd.flower.arrays import pack_all, view_all
 from fedbd.flower.mods import protocol_mod
 from fedbd.flower.observer import observe
 from fedbd.params import is_weight, join, layout_of, split
-from fedbd.prepared import prepared_from_json
+from fedbd.prepared import START_ENTRIES, prepared_from_json
 
 from . import faults
 from .step import client_round
 
 MEMORY = "fedbd.memory"
+OWN = "fedbd.own"
+"""Where a client keeps its own state entries (``batch_norm: local``) between rounds."""
 
 app = ClientApp(mods=[faults.outer, protocol_mod, faults.inner])
 
@@ -40,12 +45,26 @@ def train(message: Message, context: Context) -> Message:
     layout = layout_of(arrays)
     memory = {name: array.copy() for name, array in view_all(context.state.get(MEMORY, ArrayRecord())).items()}
     buffers = {name: array for name, array in arrays.items() if not is_weight(array)}
-    result = client_round(prepared, client, round_, join(arrays, layout), memory, buffers, mu)
-    if result.memory:
-        context.state[MEMORY] = pack_all(dict(result.memory))
+    own = own_entries(context, config.get(START_ENTRIES))
+    result = client_round(prepared, client, round_, join(arrays, layout), memory, buffers, mu, own)
+    for name, kept in ((MEMORY, result.memory), (OWN, result.own)):
+        if kept:
+            context.state[name] = pack_all(dict(kept))
     observe("train", {**result.notes, "seconds": time.perf_counter() - started}, context, round_)
     content = {
         "arrays": pack_all({**split(result.weights, layout), **buffers}),
         "metrics": MetricRecord({"num-examples": result.examples}),
     }
     return Message(RecordDict(content), reply_to=message)
+
+
+def own_entries(context: Context, start: object) -> dict[str, NDArray[Any]] | None:
+    """Return the state entries that the client kept, at first those of the start; None: those of a fresh model.
+
+    Args:
+        context: The client's.
+        start: What the message holds of the start, as safetensors; None where the run starts from a fresh model.
+    """
+    if OWN in context.state:
+        return {name: array.copy() for name, array in view_all(context.state.array_records[OWN]).items()}
+    return safetensors.numpy.load(start) if isinstance(start, bytes) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fedbd.params import assign, flatten
+from fedbd.params import assign, flatten, is_weight
 from fedbd.plans import AttackPlan
 from fedbd.prepared import Prepared
 from fedbd.roles import role_of
@@ -32,12 +32,14 @@ class Result:
         examples: Number of the client's samples.
         memory: The local defense's memory for the client's next participation.
         notes: What the simulation observes (never part of a message).
+        own: The state entries that the client keeps to itself (``Prepared.own_names``), as its training left them.
     """
 
     weights: Vector
     examples: int
     memory: Memory
     notes: Notes
+    own: Memory = field(default_factory=dict)
 
 
 def client_round(
@@ -48,6 +50,7 @@ def client_round(
     memory: Memory,
     buffers: Mapping[str, NDArray[Any]] | None = None,
     proximal_mu: float = 0.0,
+    own: Memory | None = None,
 ) -> Result:
     """Carry out one client's round.
 
@@ -55,27 +58,32 @@ def client_round(
         prepared: The scenario with its data.
         client: Partition id.
         round_: The round, from 1.
-        weights: (D,) float32 global weights.
+        weights: (D,) float32 global weights, those that travel.
         memory: What the client's local defense remembered.
         buffers: The global model's integer entries: the one model of this process must not bring another client's.
         proximal_mu: Weight of FedProx's term, 0 for none, in the training of honest and polluted clients. An attacker
             ignores it whatever its attack, and a local defense has an objective of its own.
+        own: The client's own state entries; None: those of a fresh model.
     """
     scenario = prepared.scenario
     attack = prepared.assigned.get(client)
     role = role_of(attack, round_)
     model = prepared.model
-    assign(model, weights, buffers)
+    own = own if own is not None else prepared.own_entries(prepared.new_model()) if prepared.own_names else {}
+    whole = prepared.whole(weights, own)
+    assign(model, whole, {**(buffers or {}), **{name: entry for name, entry in own.items() if not is_weight(entry)}})
     rng = torch_rng(scenario.seed, "train", round_, client)
     data = on_device(prepared.federation.client(client), scenario.engine.device)
     plan = plan_of(scenario.training, round_)
-    ctx = context(prepared, attack, weights) if attack is not None else None
+    ctx = context(prepared, attack, whole) if attack is not None else None
     truth = None
     if role is Role.ATTACKER and attack is not None and ctx is not None:
-        own = plan_of(attack.training, round_) if attack.training is not None else plan
-        notes = attack.method.impl.fit(model, data, own, ctx, rng)
-        delta = attack.method.impl.tamper(flatten(model) - weights, ctx, rng)
-        return Result(weights=weights + delta, examples=len(data), memory=memory, notes=notes)
+        longer = plan_of(attack.training, round_) if attack.training is not None else plan
+        notes = attack.method.impl.fit(model, data, longer, ctx, rng)
+        seen = dataclasses.replace(ctx, global_weights=weights)
+        delta = attack.method.impl.tamper(prepared.sent(flatten(model)) - weights, seen, rng)
+        kept = prepared.own_entries(model)
+        return Result(weights=weights + delta, examples=len(data), memory=memory, notes=notes, own=kept)
     if role is Role.POLLUTED and attack is not None and ctx is not None:
         data, truth = attack.method.impl.pollute(data, ctx, torch_rng(scenario.seed, "pollute", client))
     detected = detect_own(prepared, model, data, truth, round_, client)
@@ -90,11 +98,12 @@ def client_round(
     if truth is not None and len(truth) == 0:  # clean labels, and none of the client's images has the target label
         notes = {**notes, "poisoned": 0}
     notes = {**notes, **detected}
-    delta = flatten(model) - weights
+    delta = prepared.sent(flatten(model)) - weights
     clip = getattr(scenario.aggregation.impl, "clip_local", None)
     if clip is not None and scenario.aggregation.impl.where == "client":
         delta = clip(delta)
-    return Result(weights=weights + delta, examples=len(data), memory=memory, notes=notes)
+    kept = prepared.own_entries(model)
+    return Result(weights=weights + delta, examples=len(data), memory=memory, notes=notes, own=kept)
 
 
 def detect_own(

@@ -54,9 +54,8 @@ def name_is_a_folder(s: Scenario) -> Iterator[Problem]:
     """The name can be that of the folder in which the records go."""
     name = s.name.removesuffix(TWIN).removesuffix(WARM_UP)
     if re.search(r"[/\\\x00-\x1f]", name) or name[:1] in ".~" or name != name.strip() or name in SHARED:
-        expected = (
-            f"must be fit for a folder: no / or \\, no dot or ~ in front, no space around it, not {either(SHARED)}"
-        )
+        kept = either(SHARED)
+        expected = f"must be fit for a folder: no / or \\, no dot or ~ in front, no space around it, and not {kept}"
         yield Problem(path="name", expected=expected, got=repr(s.name))
     elif len(os.fsencode(name)) > LONGEST:
         yield Problem(path="name", expected=f"must be fit for a folder: at most {LONGEST} bytes", got=shown(s.name))
@@ -309,6 +308,45 @@ def kept_models_exist(s: Scenario) -> Iterator[Problem]:
         yield Problem(path="evaluation.keep_models", expected=expected, got=", ".join(map(str, late)))
 
 
+def batch_norm_fits(s: Scenario) -> Iterator[Problem]:
+    """What becomes of BatchNorm leaves the methods what they need."""
+    if s.batch_norm == "frozen" and s.start is None:
+        yield Problem(
+            path="batch_norm",
+            expected="must not be frozen without a start: a fresh model's statistics (0 and 1) are those of no data",
+            remedy="add start: {checkpoint: FILE} or start: {warm_up: N}",
+        )
+    for i, plan in enumerate(s.cleanup):
+        if s.batch_norm == "group_norm" and getattr(plan.method.impl, "reads_batch_norm", False):
+            expected = f"'{plan.method.name}' judges channels by BatchNorm, and batch_norm: group_norm leaves none"
+            remedy = "set batch_norm to average, or take finetune, nad, fine_pruning or linf_pruning"
+            yield Problem(path=f"cleanup[{i}]", expected=expected, remedy=remedy)
+    if s.batch_norm == "local":
+        yield from _local_batch_norm(s)
+
+
+def _local_batch_norm(s: Scenario) -> Iterator[Problem]:
+    """Each client has BatchNorm of its own: nothing that the server does to its own reaches them."""
+    if s.trusted is None:
+        expected = "needs trusted data with local: the model that is evaluated has its running statistics from them"
+        yield Problem(path="batch_norm", expected=expected, remedy="add trusted: {size: 500}")
+    for i, plan in enumerate(s.cleanup):
+        name = plan.method.name
+        if getattr(plan.method.impl, "prunes", False):
+            expected = f"'{name}' prunes by BatchNorm scales, and with batch_norm: local every client has its own"
+            remedy = "set batch_norm to average, or take finetune, nad or flain"
+            yield Problem(path=f"cleanup[{i}]", expected=expected, remedy=remedy)
+        elif plan.mode == "in_loop":
+            expected = "must be if_stopped_now with batch_norm: local: clients would get half of the repaired model"
+            yield Problem(path=f"cleanup[{i}].mode", expected=expected, got="'in_loop'")
+    if s.evaluation.relearn is not None:
+        expected = "must be null with batch_norm: local: clients' BatchNorm belongs to the run, not to a repaired model"
+        yield Problem(path="evaluation.relearn", expected=expected)
+    if getattr(s.aggregation.impl, "builds_models", False):
+        expected = f"'{s.aggregation.name}' makes models of updates, and with batch_norm: local these lack BatchNorm"
+        yield Problem(path="aggregation", expected=expected, remedy="set batch_norm to average, or take another rule")
+
+
 def buckets_fit(s: Scenario) -> Iterator[Problem]:
     """Buckets are no larger than the cohort."""
     if s.bucket_size is not None and s.bucket_size > s.cohort_size:
@@ -467,9 +505,10 @@ def cluster_reached(s: Scenario) -> Iterator[Problem]:
 def checkpoint_can_hold(s: Scenario) -> Iterator[Problem]:
     """A checkpoint holds all of a run."""
     if s.checkpoint is not None and not memory_in_reach(s):
+        what = "a local defense" if s.local_defense is not None else "batch_norm: local"
         yield Problem(
             path="checkpoint",
-            expected=f"must be null with a local defense on engine {s.engine.name}: what clients remember lies in "
+            expected=f"must be null with {what} on engine {s.engine.name}: what clients remember lies in "
             "Flower's runtime, out of a checkpoint's reach",
             remedy="leave it out, or set engine: local",
         )
@@ -493,6 +532,7 @@ CHECKS: tuple[Check, ...] = (
     relearning_can_run,
     figures_are_measured,
     kept_models_exist,
+    batch_norm_fits,
     buckets_fit,
     rule_can_act,
     trusted_there,

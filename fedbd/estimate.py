@@ -25,7 +25,7 @@ from fedbd.params import assign, flatten
 from fedbd.plans import AttackPlan
 from fedbd.prepared import Prepared
 from fedbd.roles import assignment, attack_window, draw_cohort, expected_images, role_of
-from fedbd.scenario import Scenario
+from fedbd.scenario import Scenario, warm_up_of
 from fedbd.seeding import torch_rng
 from fedbd.sums import to_row
 from fedbd.training import TrainingPlan, train
@@ -119,8 +119,9 @@ def estimate(prepared: Prepared, workers: int | None = None) -> Estimate:
     with_twin = scenario.evaluation.twin and attack_window(scenario) is not None
     clear = dataclasses.replace(pace, encrypt=0.0, add=0.0, decrypt=0.0)
     twin = _round(prepared, clear, at_once, attacked=False) if with_twin else None
-    state = sum(HEADER + entry.numel() * entry.element_size() for entry in prepared.model.state_dict().values())
-    opened = 8 * (prepared.layout.size + 1) * scenario.buckets * DECRYPTORS
+    travels = [e for name, e in prepared.model.state_dict().items() if name not in prepared.own_names]
+    state = sum(HEADER + entry.numel() * entry.element_size() for entry in travels)
+    opened = 8 * (prepared.exchanged.size + 1) * scenario.buckets * DECRYPTORS
     encrypted = scenario.secure_sum is not None
     images = [prepared.dataset.train.images, prepared.dataset.test.images]
     cohort = scenario.cohort_size
@@ -260,7 +261,8 @@ def _not_counted(scenario: Scenario) -> list[str]:
     guards = [f"{path.partition('[')[0]} {plan.method.name}" for path, plan in scenario.guards]
     local = [f"local defense {scenario.local_defense.name}"] if scenario.local_defense is not None else []
     relearn = ["the re-learning test"] if scenario.evaluation.relearn is not None else []
-    return ["the start of the run", *local, *guards, *relearn]
+    warm_up = ["the warm-up"] if warm_up_of(scenario) is not None else []
+    return ["the start of the run", *warm_up, *local, *guards, *relearn]
 
 
 def _peak_bytes() -> int:

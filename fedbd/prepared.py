@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from fedbd.data.assemble import Federation, assemble
@@ -22,13 +24,17 @@ from fedbd.data.stratify import stratified
 from fedbd.defenses.trusted_data import needs_classes, several_classes
 from fedbd.errors import CheckpointError, Problem, ScenarioError, UserError
 from fedbd.models.checkpoint import load_checkpoint
-from fedbd.params import Layout, layout_of
+from fedbd.models.norms import batch_norm_entries, freeze_batch_norm, has_batch_norm, with_group_norm
+from fedbd.params import Layout, join, layout_of, split
 from fedbd.plans import AttackPlan
 from fedbd.roles import assignment, locally_defended
 from fedbd.scenario import Scenario, from_dict
 from fedbd.seeding import numpy_rng, torch_rng
 from fedbd.targets import Target, class_problem
-from fedbd.types import Dataset, Samples, Trigger
+from fedbd.types import Dataset, Samples, Trigger, Vector
+
+START_ENTRIES = "fedbd-start-entries"
+"""Key of a message's config: what clients keep to themselves, as the start has it (safetensors)."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,10 @@ class Prepared:
 
     def new_model(self) -> nn.Module:
         """Return the initial model (the scenario's seed decides its weights)."""
+        model = self._built()
+        return with_group_norm(model) if self.scenario.batch_norm == "group_norm" else model
+
+    def _built(self) -> nn.Module:
         rng = torch_rng(self.scenario.seed, "init")
         model: nn.Module = self.scenario.model.impl.build(self.dataset.shape, self.dataset.classes, rng)
         return model
@@ -109,13 +119,44 @@ class Prepared:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The one model of this process, to be filled in place."""
-        return self.new_model().to(torch.device(self.scenario.engine.device))
+        """The one model of this process that clients train, to be filled in place."""
+        model = self.new_model().to(torch.device(self.scenario.engine.device))
+        return freeze_batch_norm(model) if self.scenario.batch_norm == "frozen" else model
 
     @cached_property
     def layout(self) -> Layout:
         """Names and shapes of the float weights."""
         return layout_of(self.new_model().state_dict())
+
+    @cached_property
+    def batch_norm_names(self) -> tuple[str, ...]:
+        """The state entries of BatchNorm layers."""
+        return batch_norm_entries(self.new_model())
+
+    @property
+    def own_names(self) -> tuple[str, ...]:
+        """The state entries that each client keeps to itself: of BatchNorm where that is local, else none."""
+        return self.batch_norm_names if self.scenario.batch_norm == "local" else ()
+
+    @cached_property
+    def exchanged(self) -> Layout:
+        """Names and shapes of the float weights that travel: all but ``own_names``."""
+        return layout_of({n: e for n, e in self.new_model().state_dict().items() if n not in self.own_names})
+
+    def whole(self, weights: Vector, own: Mapping[str, NDArray[Any]]) -> Vector:
+        """Return all float weights, (D,), of those that travel and a client's or the server's own entries."""
+        if not self.own_names:
+            return weights
+        return join({**split(weights, self.exchanged), **own}, self.layout)
+
+    def sent(self, weights: Vector) -> Vector:
+        """Return those of all float weights, (D,), that travel."""
+        return join(split(weights, self.layout), self.exchanged) if self.own_names else weights
+
+    def own_entries(self, model: nn.Module) -> dict[str, NDArray[Any]]:
+        """Return copies of a model's entries of ``own_names``, on the CPU."""
+        state = model.state_dict()
+        return {name: state[name].detach().cpu().numpy().copy() for name in self.own_names}
 
 
 def prepare(scenario: Scenario) -> Prepared:
@@ -183,6 +224,7 @@ def _mismatches(prepared: Prepared) -> Iterator[Problem]:
     except (ValueError, RuntimeError, IndexError) as error:
         yield Problem(path="model", expected=f"cannot be built for {_images(dataset)}: {error}")
         return
+    yield from _no_batch_norm(prepared)
     yield from _bad_checkpoint(prepared)
     for path, plan in scenario.guards:
         refusal = getattr(plan.method.impl, "refusal", None)
@@ -204,6 +246,14 @@ def _evasion_targets(prepared: Prepared) -> Iterator[Problem]:
             if isinstance(target, int) and target >= prepared.dataset.classes:
                 expected = f"must be below the number of classes ({prepared.dataset.classes})"
                 yield Problem(path=f"detection[{i}].adversarial[{j}].target", expected=expected, got=str(target))
+
+
+def _no_batch_norm(prepared: Prepared) -> Iterator[Problem]:
+    """A policy for BatchNorm finds some."""
+    policy, name = prepared.scenario.batch_norm, prepared.scenario.model.name
+    if policy != "average" and not has_batch_norm(prepared._built()):
+        expected = f"must be average: model '{name}' has no BatchNorm2d"
+        yield Problem(path="batch_norm", expected=expected, got=repr(policy))
 
 
 def _bad_checkpoint(prepared: Prepared) -> Iterator[Problem]:

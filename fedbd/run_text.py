@@ -25,4 +25,8 @@ def message_text(scenario: Scenario) -> str:
         del plain["faults"]
     plain["start"] = None  # the weights travel, the file that they came from is the server's
     del plain["checkpoint"]
+    if scenario.batch_norm == "average":
+        del plain["batch_norm"]
+    elif scenario.batch_norm == "frozen":
+        plain["start"] = {"warm_up": 1}  # that there is a start must be known; which one is the server's, again
     return json.dumps(plain, sort_keys=True)

@@ -48,6 +48,8 @@ TWIN = " (twin)"
 """What the name of an attack-free twin ends in."""
 WARM_UP = " (warm-up)"
 """What the name of a warm-up ends in."""
+WATCHED = 10
+"""A warm-up is measured every so many rounds."""
 SHARED = ("twins", "warm-ups")
 """Folders of runs that several scenarios share, beside those that are named after scenarios."""
 
@@ -63,6 +65,12 @@ class Scenario:
         model: The model family and its fields.
         seed: Decides every draw: partition, initialization, cohorts, batches, roles, buckets, decryptors.
         start: The model that the run starts from.
+        batch_norm: What becomes of BatchNorm layers. ``average``: their scales, shifts and running statistics are
+            averaged like all weights. ``frozen``: they stay as the start has them while clients train, in eval mode;
+            needs a ``start``. ``local``: all their entries stay with each client (FedBN), neither sent, averaged nor
+            encrypted; a client's first are those of the start. What is evaluated, and repaired in a copy, is the
+            averaged rest with the start's scales and shifts and the statistics of ``trusted`` data. ``group_norm``:
+            GroupNorm stands in their place, under the same names.
         partition: How the training set is split among clients.
         trusted: Clean data that the server holds.
         training: How a client trains.
@@ -84,8 +92,8 @@ class Scenario:
         engine: How the run is carried out.
         on_client_failure: ``fail``: the run ends with the reason; ``skip``: the round goes on without the client, and
             the record names it.
-        checkpoint: When the run saves where it stands, for ``fedbd resume``. The default is null for a local defense on
-            engine ``ray`` or ``deployment``, where Flower's runtime keeps what clients remember.
+        checkpoint: When the run saves where it stands, for ``fedbd resume``. The default is null for a local defense or
+            ``batch_norm: local`` on engine ``ray`` or ``deployment``: Flower's runtime keeps what clients remember.
     """
 
     name: Annotated[str, MinLen(1)]
@@ -94,6 +102,7 @@ class Scenario:
     model: Annotated[Method, Kind("model")]
     seed: int = 0
     start: StartPlan | None = None
+    batch_norm: Literal["average", "frozen", "local", "group_norm"] = "average"
     partition: PartitionPlan = PartitionPlan(method=Method.default("partition", "iid"))
     trusted: Trusted | None = None
     training: TrainingPlan = TrainingPlan()
@@ -166,6 +175,8 @@ def fingerprint(scenario: Scenario) -> str:
     plain = {key: value for key, value in to_dict(scenario).items() if key not in beside}
     if (measured := (scenario.evaluation.every, scenario.evaluation.samples)) != (1, None):
         plain["measured"] = measured
+    if plain["batch_norm"] == "average":
+        del plain["batch_norm"]
     plain["data"] = {key: value for key, value in plain["data"].items() if key != "root"}
     if not scenario.faults:  # without any, the hash is that of a time before there were some
         del plain["faults"]
@@ -182,7 +193,8 @@ def fingerprint(scenario: Scenario) -> str:
 
 def memory_in_reach(scenario: Scenario) -> bool:
     """Return whether a checkpoint reaches what clients remember: Flower's own runtimes keep that to themselves."""
-    return scenario.engine.name == "local" or scenario.local_defense is None
+    remember = scenario.local_defense is not None or scenario.batch_norm == "local"
+    return scenario.engine.name == "local" or not remember
 
 
 def twin_of(scenario: Scenario) -> Scenario:
@@ -218,13 +230,14 @@ def warm_up_of(scenario: Scenario) -> Scenario | None:
         data=scenario.data,
         model=scenario.model,
         seed=scenario.seed,
+        batch_norm="group_norm" if scenario.batch_norm == "group_norm" else "average",
         partition=scenario.partition,
         trusted=scenario.trusted,
         training=scenario.training,
         cohort=dataclasses.replace(scenario.cohort, attackers_per_round=None),
         strategy=scenario.strategy,
         server_rate=scenario.server_rate,
-        evaluation=EvaluationPlan(twin=False, every=max(1, rounds // 20)),
+        evaluation=EvaluationPlan(twin=False, every=WATCHED),
         engine=scenario.engine,
         on_client_failure=scenario.on_client_failure,
         checkpoint=scenario.checkpoint,

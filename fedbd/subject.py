@@ -22,6 +22,7 @@ from fedbd.central_training import MODEL, PLAN
 from fedbd.data.trusted import Trusted
 from fedbd.errors import Problem, UserError
 from fedbd.models.checkpoint import load_checkpoint
+from fedbd.models.norms import with_group_norm
 from fedbd.plans import DataPlan
 from fedbd.record import SCENARIO, read_summary
 from fedbd.registry import near_miss
@@ -64,6 +65,7 @@ class Source:
         trusted: Of a scenario: the trusted set that no client had.
         partitioner: Of a scenario: what split the others.
         start: Checkpoint that the run started from; None: a fresh model.
+        batch_norm: Of a scenario: what became of BatchNorm layers.
         own: The source is the checkpoint's own folder, so that ``seed`` is known to be the model's.
     """
 
@@ -76,6 +78,7 @@ class Source:
     trusted: Trusted | None = None
     partitioner: Partitioner | None = None
     start: Path | None = None
+    batch_norm: str = "average"
     own: bool = False
 
 
@@ -173,6 +176,7 @@ def _from_file(path: Path) -> Source:
             trusted=run.trusted,
             partitioner=run.partition.method.impl,
             start=_started_from(run, path),
+            batch_norm=run.batch_norm,
         )
     plan = load_central(path)
     return Source(
@@ -215,7 +219,9 @@ def load_subject(asked: Asked, problems: list[Problem]) -> Subject | None:
     if model is None or dataset is None or source is None:
         return None
     paths = {"--twin": asked.twin, "--reference": asked.reference, "CHECKPOINT": asked.checkpoint}
-    nets = {name: _net(model, dataset, path, name, problems) for name, path in paths.items() if path is not None}
+    nets = {
+        name: _net(model, source, dataset, path, name, problems) for name, path in paths.items() if path is not None
+    }
     if source.own and asked.reference is None:
         nets["--reference"] = _start(source, model, dataset, problems)
     found = nets["CHECKPOINT"]
@@ -308,9 +314,11 @@ def _filled(net: nn.Module, path: Path, name: str) -> nn.Module:
     return net.eval()
 
 
-def _net(model: Method, dataset: Dataset, path: Path, name: str, problems: list[Problem]) -> nn.Module | None:
+def _net(
+    model: Method, source: Source, dataset: Dataset, path: Path, name: str, problems: list[Problem]
+) -> nn.Module | None:
     def load() -> nn.Module:
-        return _filled(model.impl.build(dataset.shape, dataset.classes, torch_rng(0, "init")), path, name)
+        return _filled(_fresh(model, source, dataset, 0), path, name)
 
     before = len(problems)
     net = caught(problems, load)
@@ -323,9 +331,13 @@ def _start(source: Source, model: Method, dataset: Dataset, problems: list[Probl
     if source.start is not None and not source.start.exists():
         return None  # who needs it refuses and says so; the run may come from another machine
     if source.start is not None:
-        return _net(model, dataset, source.start, "start.checkpoint", problems)
-    net: nn.Module = model.impl.build(dataset.shape, dataset.classes, torch_rng(source.seed, "init"))
-    return net.eval()
+        return _net(model, source, dataset, source.start, "start.checkpoint", problems)
+    return _fresh(model, source, dataset, source.seed).eval()
+
+
+def _fresh(model: Method, source: Source, dataset: Dataset, seed: int) -> nn.Module:
+    net: nn.Module = model.impl.build(dataset.shape, dataset.classes, torch_rng(seed, "init"))
+    return with_group_norm(net) if source.batch_norm == "group_norm" else net
 
 
 def _load(source: Source) -> Dataset:

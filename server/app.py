@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import safetensors.numpy
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
@@ -27,7 +28,7 @@ from fedbd.flower.strategies import inner_strategy
 from fedbd.flower.strategy import AfterRound, DefendedStrategy
 from fedbd.models.checkpoint import load_checkpoint, save_safetensors
 from fedbd.params import assign, flatten, is_weight, join
-from fedbd.prepared import Prepared, prepared_from_json
+from fedbd.prepared import START_ENTRIES, Prepared, prepared_from_json
 from fedbd.record import FINISHED, RunFolder, read_rounds, resumed_from
 from fedbd.report.trigger_picture import draw_triggers
 from fedbd.roles import attack_window, draw_cohort, expected_images, planned_window
@@ -143,20 +144,40 @@ def _train(
             arrays,
             num_rounds=scenario.rounds - strategy.done,
             timeout=patience(scenario),
-            train_config=ConfigRecord({"fedbd-scenario": message_text(scenario)}),
+            train_config=_told(prepared, rounds),
             evaluate_fn=saver.save,
         ).arrays
-    model, state = prepared.new_model(), view_all(arrays)
-    assign(model, join(state, prepared.layout), {name: entry for name, entry in state.items() if not is_weight(entry)})
-    save_safetensors(model, folder.path / MODEL)
+    save_safetensors(_last_model(prepared, rounds, arrays), folder.path / MODEL)
     save_mask(folder.path, rounds.mask)
 
 
 def _started(prepared: Prepared, rounds: Rounds) -> ArrayRecord:
-    """Write round 0; return the model that the run starts from."""
+    """Write round 0; return what travels of the model that the run starts from."""
     model = prepared.start_model(rounds.warmed)
-    rounds.start(flatten(model))
-    return pack_all({name: entry.numpy() for name, entry in model.state_dict().items()})
+    rounds.start(prepared.sent(flatten(model)))
+    return pack_all({n: entry.numpy() for n, entry in model.state_dict().items() if n not in prepared.own_names})
+
+
+def _told(prepared: Prepared, rounds: Rounds) -> ConfigRecord:
+    """Return what every train message says: the scenario, and what clients keep to themselves as the start has it.
+
+    A fresh model's entries are known to everybody.
+    """
+    told: dict[str, str | bytes] = {"fedbd-scenario": message_text(prepared.scenario)}
+    if prepared.own_names and prepared.scenario.start is not None:
+        told[START_ENTRIES] = safetensors.numpy.save(prepared.own_entries(rounds.begun))
+    return ConfigRecord(told)  # type: ignore[arg-type]
+
+
+def _last_model(prepared: Prepared, rounds: Rounds, arrays: ArrayRecord) -> nn.Module:
+    """Return the model with the weights that the run ends with."""
+    state = view_all(arrays)
+    weights = join(state, prepared.exchanged)
+    if prepared.own_names:
+        return rounds.model(weights)
+    model = prepared.new_model()
+    assign(model, weights, {name: entry for name, entry in state.items() if not is_weight(entry)})
+    return model
 
 
 def _seconds_before(checkpoint: Checkpoint | None, rounds: Rounds) -> float:
@@ -224,6 +245,7 @@ def defended(scenario: Scenario, prepared: Prepared, after_round: AfterRound) ->
         on_client_failure=scenario.on_client_failure,
         trusted=prepared.federation.trusted,
         build=lambda weights: _model_of(prepared, weights),
+        frozen=prepared.batch_norm_names if scenario.batch_norm == "frozen" else (),
         after_round=after_round,
         timeout=patience(scenario),
     )

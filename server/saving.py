@@ -97,7 +97,7 @@ class Saver:
         state = checkpoint.state
         lines = read_rounds(self.folder.path)
         weights = join(state["arrays"], layout_of(state["arrays"]))
-        if lines[-1]["weights_sha256"] != sha256(weights):
+        if lines[-1]["weights_sha256"] != sha256(self.rounds.recorded(weights)):
             raise RunFailed(f"round {checkpoint.round}: the checkpoint's weights are not those of the round's record")
         self.rounds.restore(lines, state["rounds"])
         self.strategy.load_state_dict(state["strategy"], checkpoint.round)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from fedbd.defenses.cleanup.channel_masks import recalibrate
 from fedbd.faults import simulated
 from fedbd.flower.failures import first_line
 from fedbd.flower.outcome import Replacement
@@ -45,6 +48,7 @@ class Rounds:
         noise: Largest distance of a decrypted value from the grid so far; None in the clear.
         repaired: By cleanup what it left behind when it last acted: where the re-learning test goes on from.
         unrepaired: By round that ``repaired`` names the model that no cleanup of it repaired: the test's controls.
+        warmed: The model that the scenario's warm-up left, where it starts from one.
     """
 
     prepared: Prepared
@@ -61,14 +65,21 @@ class Rounds:
     _mask: Mask = field(default_factory=dict)
     _evaluated: dict[int, tuple[nn.Module, Evaluation]] = field(default_factory=dict)
 
+    @cached_property
+    def begun(self) -> nn.Module:
+        """The model that the run starts from; to be left as it is."""
+        return self.prepared.start_model(self.warmed)
+
     def start(self, weights: Vector) -> None:
         """Write round 0: the model that the run starts from."""
         started = time.perf_counter()
-        model = self._model(weights)
+        model = self.model(weights)
         self._reference = model
         measured = self._measures(model, 0)
         seconds = {"evaluate": time.perf_counter() - started, "total": time.perf_counter() - started}
-        self._write({"round": 0, **measured, "weights_sha256": sha256(weights), "seconds": seconds})
+        self._write(
+            {"round": 0, **measured, "weights_sha256": sha256(self.recorded(weights, model)), "seconds": seconds}
+        )
 
     def after_round(self, outcome: Any) -> Replacement | None:
         """Clean, detect, evaluate and record a round (an ``fedbd.flower.strategy.Outcome``).
@@ -77,7 +88,7 @@ class Rounds:
             Other weights for the next round to start from, if a cleanup in the loop was kept or has left a mask.
         """
         started = time.perf_counter()
-        model = self._model(outcome.weights)
+        model = self.model(outcome.weights)
         apply_mask(model, self._mask)
         cleaned, served = self._clean(model, outcome.round)
         cleaned_at = time.perf_counter()
@@ -97,7 +108,7 @@ class Rounds:
             "round": outcome.round,
             **self._who(outcome),
             **measured,
-            "weights_sha256": sha256(weights),
+            "weights_sha256": sha256(self.recorded(weights, served)),
             **self._seen(outcome, observed),
             "cleanup": cleanup,
             "detection": detection,
@@ -135,7 +146,7 @@ class Rounds:
         return {
             "noise": self.noise,
             "mask": mask_state(self._mask),
-            "reference": None if reference is None else flatten(reference),
+            "reference": None if reference is None else self.prepared.sent(flatten(reference)),
             "repaired": {key: point.state() for key, point in self.repaired.items()},
             "unrepaired": {round_: point.state() for round_, point in self.unrepaired.items()},
         }
@@ -145,9 +156,18 @@ class Rounds:
         self.lines = lines
         self.noise = state["noise"]
         self._mask = mask_from(state["mask"])
-        self._reference = None if state["reference"] is None else self._model(state["reference"])
+        self._reference = None if state["reference"] is None else self.model(state["reference"])
         self.repaired = {key: StartingPoint.from_state(point) for key, point in state["repaired"].items()}
         self.unrepaired = {round_: StartingPoint.from_state(point) for round_, point in state["unrepaired"].items()}
+
+    def recorded(self, weights: Vector, model: nn.Module | None = None) -> Vector:
+        """Return what a record's hash is of: all float weights of the model that ``weights``, which travel, make.
+
+        Args:
+            weights: (D,) float32.
+            model: That model, if it is at hand.
+        """
+        return flatten(model or self.model(weights)) if self.prepared.own_names else weights
 
     def _keep(self, model: nn.Module, round_: int) -> None:
         if round_ in (self.prepared.scenario.evaluation.keep_models or ()):
@@ -155,9 +175,21 @@ class Rounds:
             place.mkdir(exist_ok=True)
             save_safetensors(model, place / f"round-{round_}.safetensors")
 
-    def _model(self, weights: Vector) -> nn.Module:
-        model = self.prepared.new_model()
-        assign(model, weights)
+    def model(self, weights: Vector) -> nn.Module:
+        """Return a new model with the weights that travel, in eval mode.
+
+        What clients keep to themselves (``batch_norm: local``) it has from the start, and its running statistics are
+        those of the trusted data to fit on, under these weights.
+        """
+        if not self.prepared.own_names:
+            model = self.prepared.new_model()
+            assign(model, weights)
+            return model.eval()
+        model = copy.deepcopy(self.begun)
+        assign(model, self.prepared.whole(weights, self.prepared.own_entries(model)))
+        trusted = self.prepared.federation.trusted
+        if trusted is not None:  # ``batch_norm: local`` is refused without
+            recalibrate(model, trusted.fit)
         return model.eval()
 
     def _evaluate(self, model: nn.Module) -> Evaluation:

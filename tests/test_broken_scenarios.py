@@ -30,7 +30,7 @@ attacks:
 """
 TRUSTED = "trusted: {size: 50}\n"
 TOP = (
-    "name, rounds, data, model, seed, start, partition, trusted, training, cohort, attacks, local_defense, "
+    "name, rounds, data, model, seed, start, batch_norm, partition, trusted, training, cohort, attacks, local_defense, "
     "local_defense_clients, strategy, server_rate, secure_sum, bucket_size, aggregation, cleanup, detection, "
     "evaluation, faults, engine, on_client_failure, checkpoint"
 )
@@ -255,7 +255,7 @@ FIELDS = [
         GOOD + "start: {}\n",
         "start: must hold exactly one of checkpoint and warm_up, got none",
     ),
-    load("no rounds to start from", GOOD + "start: {warm_up: 0}\n", "start.warm_up: must be >= 1, got 0"),
+    load("no rounds to start from", GOOD + "start: {warm_up: 0}\n", "start.warm_up: must be >= 1 or null, got 0"),
     load(
         "a name too long for a folder",
         GOOD,
@@ -390,6 +390,47 @@ NO_FIELDS = [
 ]
 
 COMBINATIONS = [
+    load(
+        "BatchNorm frozen in a fresh model",
+        GOOD + "batch_norm: frozen\n",
+        "batch_norm: must not be frozen without a start: a fresh model's statistics (0 and 1) are those of no data; "
+        "add start: {checkpoint: FILE} or start: {warm_up: N}",
+        sets=("model=cnn",),
+    ),
+    load(
+        "masks on BatchNorm where GroupNorm stands",
+        GOOD + TRUSTED + "batch_norm: group_norm\ncleanup: [rnp, clp, finetune]\n",
+        *(
+            f"cleanup[{i}]: '{name}' judges channels by BatchNorm, and batch_norm: group_norm leaves none; set "
+            "batch_norm to average, or take finetune, nad, fine_pruning or linf_pruning"
+            for i, name in enumerate(("rnp", "clp"))
+        ),
+        sets=("model=cnn",),
+    ),
+    load(
+        "BatchNorm of each client's own, and what would need the server's",
+        GOOD + ATTACK + "batch_norm: local\ntrusted: {size: 50}\naggregation: masa\nevaluation: {relearn: [1]}\n"
+        "cleanup: [rnp, {name: fine_pruning, label: fp}, {name: finetune, mode: in_loop}, nad]\n",
+        *(
+            f"cleanup[{i}]: '{name}' prunes by BatchNorm scales, and with batch_norm: local every client has its own; "
+            "set batch_norm to average, or take finetune, nad or flain"
+            for i, name in enumerate(("rnp", "fine_pruning"))
+        ),
+        "cleanup[2].mode: must be if_stopped_now with batch_norm: local: clients would get half of the repaired model, "
+        "got 'in_loop'",
+        "evaluation.relearn: must be null with batch_norm: local: clients' BatchNorm belongs to the run, not to a "
+        "repaired model",
+        "aggregation: 'masa' makes models of updates, and with batch_norm: local these lack BatchNorm; set batch_norm "
+        "to average, or take another rule",
+        sets=("model=cnn",),
+    ),
+    load(
+        "BatchNorm of each client's own, and nothing to evaluate with",
+        GOOD + "batch_norm: local\n",
+        "batch_norm: needs trusted data with local: the model that is evaluated has its running statistics from them; "
+        "add trusted: {size: 500}",
+        sets=("model=cnn",),
+    ),
     load(
         "cohort larger than the population",
         GOOD + "cohort: {size: 11}\n",
@@ -872,6 +913,16 @@ FAULTS = [
 ]
 
 AT_THE_DATA = [
+    prepared(
+        "a policy for BatchNorm where there is none",
+        GOOD + TRUSTED + "batch_norm: local\n",
+        "batch_norm: must be average: model 'mlp' has no BatchNorm2d, got 'local'",
+    ),
+    prepared(
+        "the same, of a transformer",
+        GOOD.replace("{name: mlp}", "{name: vit, patch: 1, width: 8, depth: 1}") + "batch_norm: group_norm\n",
+        "batch_norm: must be average: model 'vit' has no BatchNorm2d, got 'group_norm'",
+    ),
     prepared(
         "more images to measure on than there are",
         GOOD + "evaluation: {samples: 5000}\n",

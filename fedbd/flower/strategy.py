@@ -80,6 +80,7 @@ class DefendedStrategy(Strategy):
         build: Makes a model of flat weights, for rules that need one; see ``Cohort.build``.
         after_round: See ``AfterRound``.
         timeout: Seconds for one exchange.
+        frozen: Names of entries that stay as they are, whatever clients send (BatchNorm that is frozen).
         memory: What the aggregation rule remembers.
         done: Rounds that lie behind: Flower's ``start`` counts from 1, and a run that is taken up again goes on from
             here (``load_state_dict`` sets it).
@@ -99,6 +100,7 @@ class DefendedStrategy(Strategy):
     build: Callable[[Vector], nn.Module] | None = None
     after_round: AfterRound | None = None
     timeout: float = 3600.0
+    frozen: tuple[str, ...] = ()
     memory: Memory = field(default_factory=dict)
     done: int = 0
     _round: _Round | None = None
@@ -316,6 +318,10 @@ class DefendedStrategy(Strategy):
 
     def _step(self, server_round: int, now: _Round, delta: Vector) -> ArrayRecord:
         """Hand the inner strategy one synthetic reply; integer buffers keep the global model's values."""
+        if self.frozen:
+            delta = delta.copy()
+            for name, part in split(delta, now.layout).items():
+                part[...] = 0 if name in self.frozen else part
         proposed = (now.fold.start + np.float32(self.server_rate) * delta).astype(np.float32)
         metrics = MetricRecord({"num-examples": 1})
         content = RecordDict({"arrays": self._arrays(now, proposed), "metrics": metrics})

@@ -40,6 +40,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
         entries = {f"{prefix}{name}": entry for name, entry in entries.items()}
     problems = _mismatches(model.state_dict(), entries, str(path))
     if problems:
+        problems += _other_norms(model.state_dict(), entries, str(path))
         raise CheckpointError(problems, f"the checkpoint does not fit {type(model).__name__}:")
     model.load_state_dict(entries, strict=True)
 
@@ -161,6 +162,20 @@ def _mismatches(own: Mapping[str, Tensor], entries: Mapping[str, Tensor], where:
         elif entry.is_floating_point() and not torch.isfinite(entry).all():
             problems.append(Problem(path=at, expected="must be finite", got="NaN or infinity"))
     return problems
+
+
+def _other_norms(own: Mapping[str, Tensor], entries: Mapping[str, Tensor], where: str) -> list[Problem]:
+    """Return what to say where model and checkpoint differ in having BatchNorm's running statistics."""
+    ours, theirs = (any(name.endswith("running_mean") for name in state) for state in (own, entries))
+    if ours == theirs:
+        return []
+    expected = (
+        "is of a network with BatchNorm, and the model has none" if theirs else "is of a network without BatchNorm"
+    )
+    remedy = (
+        "a scenario's batch_norm must be the one that the checkpoint was trained with: group_norm replaces BatchNorm"
+    )
+    return [Problem(path=where, expected=expected, remedy=remedy)]
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -275,3 +275,19 @@ def test_flowers_own_runtimes_go_on(name: str, tmp_path: Path) -> None:
     assert measures(result.path) == measures(whole.path)
     [from_round] = result.summary["resumed_from"]
     assert from_round in (2, 3, 4)
+
+
+def test_clients_own_batch_norm_and_warm_ups_go_on(tmp_path: Path) -> None:
+    fields = {**SMALL, "rounds": 4, "batch_norm": "local", "start": {"warm_up": 2}}
+    scenario = from_dict({**fields, "cleanup": [{"name": "flain", "bound": 0.3, "rounds": [4]}]})
+    whole = run(scenario, tmp_path / "whole")
+    with death_after(2), pytest.raises(Death):
+        run(scenario, tmp_path / "cut")  # dies in its warm-up
+    folder = dead(scenario, tmp_path / "cut", 3)
+    (warm_up,) = (tmp_path / "cut" / "warm-ups").iterdir()
+    assert (read_summary(warm_up) or {})["resumed_from"] == [1]
+    result = resume(folder)
+    assert same_records(whole.path, result.path) == []
+    assert (whole.path / "model.safetensors").read_bytes() == (result.path / "model.safetensors").read_bytes()
+    assert result.summary["resumed_from"] == [2]
+    assert result.summary["started_from"]["file"] == str(warm_up / "model.safetensors")

@@ -89,6 +89,11 @@ class MASA:
         return frozenset({Need.INDIVIDUAL, Need.TRUSTED})
 
     @property
+    def builds_models(self) -> bool:
+        """It trains the model of each row."""
+        return True
+
+    @property
     def minimum_rows(self) -> int:
         """Three: two always lie one deviation from their median."""
         return 3

@@ -26,7 +26,7 @@ from fedbd.types import Notes, Samples
 NORMS = ("linf", "l1", "l2")
 """The order in which ties between norms and printed columns stand."""
 
-Switch = nn.BatchNorm2d | nn.Conv2d | nn.Linear
+Switch = nn.BatchNorm2d | nn.GroupNorm | nn.Conv2d | nn.Linear
 """What has a scale (or filter) and mostly a shift (or bias) per channel, which switch one off."""
 
 Norms = Mapping[str, NDArray[np.float64]]
@@ -122,7 +122,9 @@ def channels_module(model: nn.Module, method: str) -> tuple[str, Switch]:
     """
     name = str(declared(model, "channels", method))
     module = model.get_submodule(name)
-    if isinstance(module, nn.Conv2d | nn.Linear) or (isinstance(module, nn.BatchNorm2d) and module.affine):
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        return name, module
+    if isinstance(module, nn.BatchNorm2d | nn.GroupNorm) and module.affine:
         return name, module
     raise MethodRefused(
         f"{method} switches channels off and the model's `channels`, {name}, is a {type(module).__name__} without a "
@@ -131,7 +133,7 @@ def channels_module(model: nn.Module, method: str) -> tuple[str, Switch]:
 
 
 def silence(model: nn.Module, off: Mapping[str, NDArray[np.bool_]]) -> None:
-    """Make channels exactly 0, in place: scale and shift of a BatchNorm2d, filter and bias of a convolution or Linear.
+    """Make channels exactly 0, in place: scale and shift of a normalization, else filter (or weights) and bias.
 
     Args:
         model: Changed.

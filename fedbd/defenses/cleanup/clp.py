@@ -124,6 +124,11 @@ class CLP:
         return False
 
     @property
+    def reads_batch_norm(self) -> bool:
+        """Its masks are on BatchNorm scales, or weigh them."""
+        return True
+
+    @property
     def prunes(self) -> bool:
         """It names what it switched off in ``clues.pruned``."""
         return True

@@ -131,6 +131,11 @@ class RNP:
         return frozenset({"unlearned", "recovered", "target"})
 
     @property
+    def reads_batch_norm(self) -> bool:
+        """Its masks are on BatchNorm scales, or weigh them."""
+        return True
+
+    @property
     def prunes(self) -> bool:
         """What it switches off stands in ``Clues.pruned``."""
         return True

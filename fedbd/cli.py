@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fedbd import __version__, cli_export, cli_inspect, cli_models, cli_resume, cli_run, cli_show
+from fedbd import __version__, cli_detect, cli_export, cli_inspect, cli_models, cli_resume, cli_run, cli_show
 from fedbd.cli_arguments import say
 from fedbd.errors import FedBDError, UserError
 
@@ -76,6 +76,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "doctor": cli_show.doctor,
     "train": cli_models.train,
     "clean": cli_models.clean,
+    "detect": cli_detect.detect,
     "inspect": cli_inspect.inspect,
 }
 """Name -> command, in the order of ``fedbd --help``."""

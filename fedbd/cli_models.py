@@ -6,7 +6,7 @@ Everything slow is imported by the command that needs it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -121,7 +121,7 @@ def clean(
     torch.set_num_threads(1)  # the same bits on any machine
     console = terminal()
     problems = _file_problems(save, table)
-    methods = _methods(method or [], problems)
+    methods: dict[str, Cleanup] = methods_of("cleanup", "--method", method or [], problems)
     if save is not None and len(methods) > 1 and not chain:
         problems.append(Problem(path="--save", expected="needs a single --method, or --chain"))
     asked = Asked(
@@ -135,7 +135,7 @@ def clean(
     )
     subject, held = admit(asked, methods, trusted, validate_share, seed, problems, chain=chain)
     test, classes = subject.dataset.test, subject.dataset.classes
-    _say_data(console, subject, held)
+    say_data(console, subject, held)
     rows = []
     with console.status("measuring the model") as status:
         for row in repair_all(
@@ -173,18 +173,20 @@ def _file_problems(save: Path | None, table: Path | None) -> list[Problem]:
     return problems
 
 
-def _methods(words: list[str], problems: list[Problem]) -> dict[str, Cleanup]:
-    """Return the methods by their labels: the name, and the fields that were given."""
+def methods_of(
+    kind: Literal["cleanup", "detection", "evasion"], option: str, words: list[str], problems: list[Problem]
+) -> dict[str, Any]:
+    """Return the methods of a repeatable option by their labels: the name, and the fields that were given."""
     from fedbd.registry import choice  # noqa: PLC0415
     from fedbd.scenario_file import parse_yaml  # noqa: PLC0415
     from fedbd.subject import value_of  # noqa: PLC0415
 
     if not words:
-        problems.append(Problem(path="--method", expected="is required", remedy=f"name {choice('cleanup')}"))
-    found: dict[str, Cleanup] = {}
+        problems.append(Problem(path=option, expected="is required", remedy=f"name {choice(kind)}"))
+    found: dict[str, Any] = {}
     for number, word in enumerate(words):
-        path = "--method" if len(words) == 1 else f"--method[{number}]"
-        method = value_of("cleanup", word, path, problems)
+        path = option if len(words) == 1 else f"{option}[{number}]"
+        method = value_of(kind, word, path, problems)
         if method is None:
             continue
         raw = parse_yaml(word, path)
@@ -201,8 +203,8 @@ def _word(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
-def _say_data(console: Console, subject: Subject, held: Holdings) -> None:
-    """Print what is repaired, with what, and what it is measured on."""
+def say_data(console: Console, subject: Subject, held: Holdings) -> None:
+    """Print what a command measures on, and which trusted data there are."""
     from fedbd.targets import ALL_TO_ALL  # noqa: PLC0415
 
     dataset = subject.dataset

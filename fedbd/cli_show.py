@@ -158,6 +158,7 @@ def _show_run(folder: Path, table: Path | None, quiet: bool, as_json: bool) -> N
     from fedbd.report.cleanups import cleanup_rows, render_cleanups  # noqa: PLC0415
     from fedbd.report.comparison import render_comparison  # noqa: PLC0415
     from fedbd.report.curves import draw_curves  # noqa: PLC0415
+    from fedbd.report.detection_table import render_pairs  # noqa: PLC0415
     from fedbd.report.rows import write_rows  # noqa: PLC0415
     from fedbd.report.run_view import load_run, run_values  # noqa: PLC0415
 
@@ -170,6 +171,7 @@ def _show_run(folder: Path, table: Path | None, quiet: bool, as_json: bool) -> N
     if not quiet:
         render_comparison(terminal(), compare([view]))
         render_cleanups(terminal(), view)
+        render_pairs(terminal(), view.summary["detection"])
     draw_curves(folder / "curves.png", [view])
     if not quiet:
         typer.echo(f"Curves: {folder / 'curves.png'}")

@@ -20,7 +20,7 @@ from fedbd.repair import Truth, stamped_inputs
 from fedbd.seeding import numpy_rng
 from fedbd.subject import Asked, Source, Subject, caught, load_subject
 from fedbd.targets import ALL_TO_ALL
-from fedbd.types import Cleanup, Dataset, Samples, TrustedData
+from fedbd.types import Cleanup, Dataset, Detector, Samples, TrustedData
 
 SIZE, SHARE = 500, 0.5
 """Trusted samples in all, and the share of them to validate on, where nothing else is said."""
@@ -31,13 +31,14 @@ SPARE = 2000
 
 def admit(
     asked: Asked,
-    methods: Mapping[str, Cleanup],
+    methods: Mapping[str, Cleanup | Detector],
     size: int | None,
     share: float | None,
     seed: int,
     problems: list[Problem],
     *,
     chain: bool = False,
+    heading: str = "nothing was repaired:",
 ) -> tuple[Subject, Holdings]:
     """Load a model, draw its trusted data and ask the methods whether they can act.
 
@@ -49,6 +50,7 @@ def admit(
         seed: As in ``holdings``.
         problems: What is wrong so far.
         chain: As in ``method_problems``.
+        heading: Of the error.
 
     Raises:
         UserError: With everything wrong, so far and found here.
@@ -62,7 +64,7 @@ def admit(
     if subject is not None and held is not None:
         problems += method_problems(methods, subject, held.trusted, chain=chain)
     if problems or subject is None or held is None:
-        raise UserError(problems, "nothing was repaired:")
+        raise UserError(problems, heading)
     return subject, held
 
 
@@ -135,7 +137,7 @@ def _spare(dataset: Dataset, among: NDArray[np.int64], taken: NDArray[np.int64],
 
 
 def method_problems(
-    methods: Mapping[str, Cleanup], subject: Subject, trusted: TrustedData | None, *, chain: bool = False
+    methods: Mapping[str, Cleanup | Detector], subject: Subject, trusted: TrustedData | None, *, chain: bool = False
 ) -> list[Problem]:
     """Return why methods cannot act on a model and its data, as far as that can be told beforehand.
 
@@ -164,7 +166,7 @@ def method_problems(
     return problems
 
 
-def _clue_problems(path: str, method: Cleanup, subject: Subject, given: set[str]) -> list[Problem]:
+def _clue_problems(path: str, method: object, subject: Subject, given: set[str]) -> list[Problem]:
     """Return what a method must be told and nobody tells it; ``given``: what methods before it in a chain find."""
     problems, clue = [], getattr(method, "needs_clue", None)
     if clue is not None and clue not in given:

@@ -52,6 +52,16 @@ class _Cleanup:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Detection:
+    method: Annotated[Method, Kind("detection")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Evasion:
+    method: Annotated[Method, Kind("evasion")]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """What a model was made with, as far as somebody wrote it down.
 
@@ -128,9 +138,17 @@ class Subject:
     source: Source
 
 
-def value_of(kind: Literal["model", "trigger", "cleanup"], text: str, path: str, problems: list[Problem]) -> Any:
+def value_of(
+    kind: Literal["model", "trigger", "cleanup", "detection", "evasion"], text: str, path: str, problems: list[Problem]
+) -> Any:
     """Return the ``Method`` that a YAML value names, or None with what is wrong with it."""
-    cls: Any = {"model": _Model, "trigger": _Trigger, "cleanup": _Cleanup}[kind]
+    cls: Any = {
+        "model": _Model,
+        "trigger": _Trigger,
+        "cleanup": _Cleanup,
+        "detection": _Detection,
+        "evasion": _Evasion,
+    }[kind]
     found = caught(problems, lambda: parse(cls, parse_yaml(text, path), path, problems))
     return None if found is None else found.method
 

@@ -100,7 +100,7 @@ def summarize(
         "collapsed_rounds": sum(line.get("collapsed") is True for line in ran),
         "per_attack": _means(tail, "per_attack"),
         "cleanup": _cleanups(tail),
-        "detection": _means(tail, "detection"),
+        "detection": _detections(tail),
         "client_detection": client_detection(ran),
         "server_saw": _seen(ran),
         "seconds_per_round": mean((line.get("seconds") or {}).get("total") for line in ran),
@@ -222,6 +222,16 @@ def _is_measure(value: object) -> bool:
 
 def _means(rounds: Sequence[Line], group: str) -> dict[str, dict[str, float | None]]:
     return {name: _numbers(entries) for name, entries in _named(rounds, group).items()}
+
+
+def _detections(rounds: Sequence[Line]) -> dict[str, dict[str, Any]]:
+    """Return the means per detector, and in ``adversarial`` those per evasion where one was asked for."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, entries in _named(rounds, "detection").items():
+        asked = [{"adversarial": entry["adversarial"]} for entry in entries if entry.get("adversarial")]
+        plain = [{key: value for key, value in entry.items() if key != "adversarial"} for entry in entries]
+        found[name] = {**_numbers(plain), **({"adversarial": _means(asked, "adversarial")} if asked else {})}
+    return found
 
 
 def _cleanups(rounds: Sequence[Line]) -> dict[str, dict[str, Any]]:

@@ -22,6 +22,7 @@ from fedbd.holdings import holdings
 from fedbd.models.checkpoint import save_safetensors
 from fedbd.models.cnn import Cnn
 from fedbd.scenario import load_scenario
+from fedbd.scores import roc_auc
 from fedbd.subject import source_of
 
 ROOT = Path(fedbd.__file__).resolve().parent.parent
@@ -119,7 +120,7 @@ ATTACK = ["--trigger", "grid", "--target", "0"]
 
 
 def test_every_command_has_help(fedbd_: Call) -> None:
-    for command in ("train", "clean", "inspect"):
+    for command in ("train", "clean", "detect", "inspect"):
         said = fedbd_(command, "--help")
         assert said.status == 0
         assert f"Usage: fedbd {command}" in said.out
@@ -509,6 +510,92 @@ def test_a_runs_trusted_data_are_its_own(place: Path) -> None:
     assert len(fewer.trusted.fit) + len(fewer.trusted.validate) == 20
     pool = rows(federation.trusted.fit.images) | rows(federation.trusted.validate.images)
     assert rows(fewer.trusted.fit.images) | rows(fewer.trusted.validate.images) <= pool
+
+
+# Detecting.
+
+STRIP = ["-m", "strip"]
+
+
+def test_detect_tells_triggered_inputs_and_both_kinds_of_malicious_ones(place: Path, fedbd_: Call) -> None:
+    words = [*STRIP, "-m", "{name: spectral_signatures, minimum: 5}", "--adversarial", "fgsm", "--samples", "150"]
+    said = fedbd_("detect", "runs/tiny/seed-1", *words, "--table", "d.json", "--scores", "d.csv")
+    assert said.status == 0, said.text
+    assert "Target label 0; the trigger only measures." in said.out
+    assert "strip" in said.out
+    assert "Scores: d.csv" in said.out
+    strip, spectral = json.loads(Path("d.json").read_text())
+    assert spectral["method"] == "spectral_signatures minimum=5"
+    scores = list(csv.DictReader(Path("d.csv").read_text().splitlines()))
+    assert len(scores) == 300
+    positive = [float(row["strip"]) for row in scores if row["triggered"] == "1"]
+    negative = [float(row["strip"]) for row in scores if row["triggered"] == "0"]
+    assert strip["auc"] == pytest.approx(roc_auc(positive, negative))
+    assert strip["tpr_at_fpr_1"] is None  # 150 clean inputs are under 10 / 0.01
+    assert strip["fgsm.examples"] > 0
+    assert strip["fgsm.clean_backdoor"] is not None
+    test = assemble_central(load_central("tiny.yaml")).dataset.test
+    assert all(int(test.labels[int(row["test_image"])]) != 0 for row in scores if row["triggered"] == "1")
+    again = fedbd_("detect", "runs/tiny/seed-1", *words[:2], "--samples", "150", "--table", "e.json")
+    assert again.status == 0
+    assert json.loads(Path("e.json").read_text())[0]["auc"] == strip["auc"]  # whatever stands beside it
+
+
+def test_detect_without_a_trigger_writes_scores_alone(place: Path, fedbd_: Call) -> None:
+    said = fedbd_("detect", "fresh.pt", *FULL, *STRIP, "--scores", "alone.csv", "--samples", "40")
+    assert said.status == 0, said.text
+    assert "AUC" not in said.out
+    scores = list(csv.DictReader(Path("alone.csv").read_text().splitlines()))
+    assert list(scores[0]) == ["test_image", "triggered", "label", "strip"]
+    places = [int(row["test_image"]) for row in scores]
+    assert len(places) == 40
+    assert places == sorted(set(places))
+    assert {row["triggered"] for row in scores} == {"0"}
+
+
+def test_a_detector_that_refuses_is_status_1_and_the_others_are_shown(place: Path, fedbd_: Call) -> None:
+    impossible = "{name: spectral_signatures, minimum: 5000}"
+    said = fedbd_("detect", MODEL, *FULL, *ATTACK, *STRIP, "-m", impossible, "--samples", "30")
+    assert said.status == 1
+    assert "spectral_signatures minimum=5000: spectral_signatures compares samples of one label" in said.out
+    assert "Traceback" not in said.text
+
+
+DETECT_MISTAKES: dict[str, tuple[list[str], str]] = {
+    "no detector": ([MODEL, *FULL, *ATTACK], "--method: is required; name rnp_unlearned"),
+    "a cleanup": ([MODEL, *FULL, *ATTACK, "-m", "nad"], "--method.name: must be rnp_unlearned"),
+    "no trigger and nowhere to write": (
+        [MODEL, *FULL, *STRIP],
+        "--scores: is required where there is no trigger to measure with; or add --trigger and --target",
+    ),
+    "a table without a trigger": ([MODEL, *FULL, *STRIP, "--table", "t.csv"], "--table: needs a trigger to measure"),
+    "adversarial inputs without a trigger": (
+        [MODEL, *FULL, *STRIP, "--adversarial", "fgsm", "--scores", "x.csv"],
+        "--adversarial: needs a trigger, too: inputs of all kinds are told apart together",
+    ),
+    "an unknown evasion": ([MODEL, *FULL, *ATTACK, *STRIP, "--adversarial", "pdg"], "did you mean 'pgd'?"),
+    "an evasion toward no class": (
+        [MODEL, *FULL, *ATTACK, *STRIP, "--adversarial", "{name: cw, target: 10}"],
+        "--adversarial cw target=10: target must be below the number of classes (10), got 10",
+    ),
+    "no trusted data": ([MODEL, *FULL, *ATTACK, *STRIP, "--trusted", "0"], "--method strip: needs trusted data"),
+    "too few trusted data": (
+        [MODEL, *FULL, *ATTACK, "-m", "lid", "--trusted", "20"],
+        "--method lid: needs 20 trusted samples to fit on, got 10; raise --trusted or lower --validate-share",
+    ),
+    "scores of no kind": ([MODEL, *FULL, *ATTACK, *STRIP, "--scores", "s.json"], "--scores: must end in .csv"),
+}
+
+
+@pytest.mark.parametrize(("words", "sentence"), DETECT_MISTAKES.values(), ids=DETECT_MISTAKES)
+def test_a_mistake_about_detecting(words: list[str], sentence: str, place: Path, fedbd_: Call) -> None:
+    before = sorted(place.rglob("*"))
+    said = fedbd_("detect", *words)
+    assert said.status == 2, said.text
+    assert sentence in said.err
+    assert "Traceback" not in said.text
+    assert said.out == ""
+    assert sorted(place.rglob("*")) == before
 
 
 # Inspecting.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from fedbd.engines import flower_app_dir
 from fedbd.errors import MethodRefused
@@ -18,6 +19,7 @@ from fedbd.prepared import Prepared, prepare
 from fedbd.scenario import from_dict
 from fedbd.schema import Method
 from fedbd.seeding import torch_rng
+from fedbd.training import TrainingPlan, train
 from fedbd.types import Samples
 
 detect: Any = load_component(flower_app_dir(), "server", "detecting", "detect")
@@ -121,14 +123,23 @@ class White:
         return white, {"steps": 1}
 
 
+@pytest.fixture(scope="module")
+def taught(prepared: Prepared) -> nn.Module:
+    """A model that gets most test images right, so that there are enough of every kind."""
+    model = prepared.new_model()
+    plan = TrainingPlan(epochs=3, batch_size=32, lr=0.05)
+    train(model, prepared.dataset.train, plan, torch.Generator().manual_seed(0))
+    return model.eval()
+
+
 def both_kinds(detector: Any, evasion: White, samples: int = 100) -> DetectionPlan:
     adversarial = (EvasionPlan(method=Method("white", evasion)),)
     return dataclasses.replace(plan(detector, samples), adversarial=adversarial)
 
 
-def test_three_kinds_are_told_apart_pair_by_pair(prepared: Prepared) -> None:
+def test_three_kinds_are_told_apart_pair_by_pair(prepared: Prepared, taught: nn.Module) -> None:
     """To ``Corner`` a triggered image is the most suspicious, and a painted one less so than any other."""
-    model, evasion = prepared.new_model().eval(), White()
+    model, evasion = taught, White()
     line = detect(prepared, both_kinds(Corner(), evasion), model, 1)
     found = line["adversarial"]["white"]
     assert found["adversarial_backdoor"] == 1.0
@@ -141,6 +152,14 @@ def test_three_kinds_are_told_apart_pair_by_pair(prepared: Prepared) -> None:
     assert {name: line[name] for name in plain if name != "seconds"} == {
         name: value for name, value in plain.items() if name != "seconds"
     }
+
+
+def test_a_pair_with_too_few_images_has_no_figure(prepared: Prepared, taught: nn.Module) -> None:
+    found = detect(prepared, both_kinds(Corner(), White(), samples=9), taught, 1)["adversarial"]["white"]
+    assert found == {**found, **dict.fromkeys(["clean_adversarial", "clean_backdoor", "adversarial_backdoor"])}
+    assert 0 < found["examples"] <= 9
+    more = detect(prepared, both_kinds(Corner(), White(), samples=10), taught, 1)["adversarial"]["white"]
+    assert more["clean_backdoor"] == 1.0
 
 
 def test_only_images_that_the_model_gets_right_are_attacked_and_only_those_it_then_gets_wrong_count(
@@ -168,14 +187,14 @@ class Watching:
         return np.zeros(len(data)), {}
 
 
-def test_the_attacked_images_are_not_those_that_stand_for_clean_ones(prepared: Prepared) -> None:
+def test_the_attacked_images_are_not_those_that_stand_for_clean_ones(prepared: Prepared, taught: nn.Module) -> None:
     test = prepared.dataset.test
     images = test.images.clone()  # no two alike: the first two pixels count
     images[:, 0, 0, 0], images[:, 0, 0, 1] = torch.arange(len(test)) % 256, torch.arange(len(test)) // 256
     dataset = dataclasses.replace(prepared.dataset, test=Samples(images, test.labels))
     marked = Prepared(prepared.scenario, dataclasses.replace(prepared.federation, dataset=dataset))
     detector, evasion = Watching(), White()
-    detect(marked, both_kinds(detector, evasion), prepared.new_model().eval(), 1)
+    detect(marked, both_kinds(detector, evasion), taught, 1)
     victims = {image.numpy().tobytes() for image in (evasion.given[0][0] * 255).round().to(torch.uint8)}
     mixed = {image.numpy().tobytes() for image in detector.shown[1].images}
     assert victims
@@ -202,8 +221,10 @@ class Unable:
         raise MethodRefused("nothing to climb")
 
 
-def test_an_evasion_that_refuses_leaves_a_reason_and_the_rest_of_the_record(prepared: Prepared) -> None:
-    model, evasion = prepared.new_model().eval(), White()
+def test_an_evasion_that_refuses_leaves_a_reason_and_the_rest_of_the_record(
+    prepared: Prepared, taught: nn.Module
+) -> None:
+    model, evasion = taught, White()
     adversarial = (
         EvasionPlan(method=Method("unable", Unable())),
         EvasionPlan(method=Method("white", evasion)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import pickle
+import re
 import struct
 import tempfile
 from collections.abc import Mapping
@@ -18,6 +19,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fedbd.errors import CheckpointError, Problem
+
+FOREIGN = re.compile(r"Unsupported global: GLOBAL (\S+)")
+"""How PyTorch names what ``weights_only`` does not open."""
 
 PYTORCH = (b"PK", b"\x80")
 """How PyTorch's files begin: an archive since 1.6, a pickle (of which only tensors are opened) before."""
@@ -118,9 +122,14 @@ def _load_pytorch(path: Path) -> Any:
     """Return what ``torch.save`` wrote, if it is tensors and plain containers."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    except pickle.UnpicklingError as error:
         remedy = "save its state_dict alone, with safetensors or torch.save"
-        got = "a file that holds other Python objects, or a damaged one"
+        named = FOREIGN.search(str(error))
+        got = (
+            f"a file that holds a {named[1]}, too"
+            if named
+            else "a file that holds other Python objects, or a damaged one"
+        )
         raise CheckpointError([_other_form(str(path), got, remedy)]) from None
     except Exception:  # damage makes the unpickler trip in many ways: KeyError, IndexError, AssertionError, ...
         raise CheckpointError([_other_form(str(path), "a damaged or other file")]) from None

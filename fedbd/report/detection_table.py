@@ -46,12 +46,13 @@ def render_detectors(console: Console, lines: Mapping[str, Line]) -> None:
 
 def render_pairs(console: Console, lines: Mapping[str, Line]) -> None:
     """Print the AUCs of each pair of kinds of inputs, per detector and evasion; nothing where none was asked for."""
-    table = _table("method", ("evasion", *PAIRS.values(), "examples", "success %"))
+    table = _table("method,\nevasion", (*PAIRS.values(), "examples", "success %"))
     for name, line in lines.items():
         for evasion, entry in (line.get("adversarial") or {}).items():
             pairs = [_auc(entry.get(pair)) for pair in PAIRS]
             count = entry.get("examples")
-            table.add_row(name, evasion, *pairs, "-" if count is None else f"{count:g}", percent(entry.get("success")))
+            shown = "-" if count is None else f"{count:g}"
+            table.add_row(f"{name},\n{evasion}", *pairs, shown, percent(entry.get("success")))
     if table.row_count:
         console.print(table)
         text = "AUC by pair: above 0.5 the kind named second scores higher; - where a kind has too few images."
@@ -62,7 +63,7 @@ def _table(first: str, titles: Sequence[str]) -> Table:
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column(first, overflow="fold", max_width=24)
     for title in titles:
-        table.add_column(title, no_wrap=True, vertical="top", justify="left" if title == "evasion" else "right")
+        table.add_column(title, no_wrap=True, vertical="top", justify="right")
     return table
 
 

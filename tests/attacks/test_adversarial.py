@@ -115,6 +115,20 @@ def test_outcome_by_hand() -> None:
     assert none["success_rate"] is none["success_before"] is none["mean_l2"] is None
 
 
+def test_every_trigger_attack_and_evasion_comes_out_of_the_package() -> None:
+    from fedbd import attacks
+    from fedbd.attacks import CW as FOUND
+    from fedbd.attacks import BadNets, GridTrigger
+    from fedbd.registry import METHODS
+
+    assert FOUND is CW
+    assert BadNets.__module__ == "fedbd.attacks.badnets"
+    assert GridTrigger.__module__ == "fedbd.attacks.grid_trigger"
+    assert len(dir(attacks)) == sum(len(METHODS[kind]) for kind in ("trigger", "attack", "evasion"))
+    with pytest.raises(AttributeError, match=r"module 'fedbd\.attacks' has no attribute 'Nothing'"):
+        _ = attacks.Nothing
+
+
 @names
 def test_the_model_and_the_input_stay_as_they_were(attack: Any, trained: Trained) -> None:
     model = copy.deepcopy(trained.model).train()

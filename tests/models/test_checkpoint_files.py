@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -86,6 +87,7 @@ class Anything:
     """A class that no checkpoint may bring with it."""
 
 
+NUMPY = np.float64(0).__reduce__()[0].__module__.removesuffix(".multiarray")
 FORM = "must be a safetensors file or a PyTorch state dict, alone or under 'state_dict'"
 HEAD = "the checkpoint does not fit MlpModule:\n"
 CASES = {
@@ -103,13 +105,18 @@ CASES = {
     ),
     "a whole model": (
         lambda path: torch.save(mlp(), path),
-        f"model.pt: {FORM}, got a file that holds other Python objects, or a damaged one; save its state_dict alone, "
-        "with safetensors or torch.save",
+        f"model.pt: {FORM}, got a file that holds a fedbd.models.mlp.MlpModule, too; save its state_dict alone, with "
+        "safetensors or torch.save",
     ),
     "an object beside the weights": (
         lambda path: torch.save({"state_dict": mlp().state_dict(), "args": Anything()}, path),
-        f"model.pt: {FORM}, got a file that holds other Python objects, or a damaged one; save its state_dict alone, "
-        "with safetensors or torch.save",
+        f"model.pt: {FORM}, got a file that holds a {__name__}.Anything, too; save its state_dict alone, with "
+        "safetensors or torch.save",
+    ),
+    "a number of NumPy beside the weights": (
+        lambda path: torch.save({"state_dict": mlp().state_dict(), "best_acc": np.float64(0.5)}, path),
+        f"model.pt: {FORM}, got a file that holds a {NUMPY}.multiarray.scalar, too; save its state_dict alone, with "
+        "safetensors or torch.save",
     ),
     "a tensor": (
         lambda path: torch.save(torch.zeros(3), path),

@@ -103,13 +103,10 @@ class TriggerRecovery:
 
     def refusal(self, model: nn.Module) -> str | None:
         """Return why a model cannot be searched, None if it can: a run asks before it starts."""
-        name = getattr(model, "classifier", None)
-        found = model.get_submodule(name) if name else None
-        classes = found.out_features if isinstance(found, nn.Linear) else None
-        return None if classes is None else self._outside(classes)
+        return None if self.target is None else self._outside(class_count(model))
 
-    def _outside(self, classes: int) -> str | None:
-        if self.target is None or self.target < classes:
+    def _outside(self, classes: int | None) -> str | None:
+        if self.target is None or classes is None or self.target < classes:
             return None
         return f"trigger_recovery searches target {self.target} and the labels are 0 to {classes - 1}; set one of them"
 
@@ -225,3 +222,18 @@ def _measured(model: nn.Module, network: nn.Module, found: Search, validate: Sam
         "success_without": share(network, None),
         "success_on_model": with_trigger if network is model else share(model, found.trigger.stamp),
     }
+
+
+def class_count(model: nn.Module) -> int | None:
+    """Return how many classes a model tells apart: outputs of the last Linear or Conv2d of its declared classifier.
+
+    None where it declares none, or one that ends in another layer.
+    """
+    name = getattr(model, "classifier", None)
+    if not name:
+        return None
+    layers = [module for module in model.get_submodule(name).modules() if list(module.parameters(recurse=False))]
+    last = layers[-1] if layers else None
+    if isinstance(last, nn.Linear):
+        return last.out_features
+    return last.out_channels if isinstance(last, nn.Conv2d) else None

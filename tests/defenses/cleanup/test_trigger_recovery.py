@@ -135,6 +135,10 @@ def test_refusals(trusted: TrustedData) -> None:
     outside = TriggerRecovery(target=CLASSES)
     assert "0 to 5; set one of them" in (outside.refusal(model) or "")
     assert TriggerRecovery(target=5).refusal(model) is None
+    for last in (nn.Conv2d(2, CLASSES, 1), nn.Sequential(nn.Linear(2, 9), nn.ReLU(), nn.Linear(9, CLASSES))):
+        other = nn.Sequential(last, nn.Flatten())
+        other.classifier = "0"  # type: ignore[assignment]
+        assert "0 to 5; set one of them" in (outside.refusal(other) or "")
     assert outside.refusal(nn.Linear(2, 2)) is None  # it declares no classifier: known when it runs
     with pytest.raises(MethodRefused, match="0 to 5"):
         outside.clean(model, trusted, Clues(), generator())

@@ -114,21 +114,25 @@ def detect_own(
     round_: int,
     client: int,
 ) -> Notes:
-    """Let the due detectors score a polluted client's data with the received model; what they found is only noted.
+    """Let the due detectors score a client's data with the received model; what they found is only noted.
+
+    A polluted client's data are scored, and an honest one's where the detector asks for it (``honest``).
 
     Args:
         prepared: The scenario with its data.
         model: The received model.
         data: The client's samples, the labels as given.
-        truth: Poisoned indices; None where the client is not polluted: there is nothing to measure.
+        truth: Poisoned indices; None where the client is not polluted.
         round_: The round, from 1.
         client: Partition id.
     """
     due = [plan for plan in prepared.scenario.detection if plan.where == "training" and plan.due(round_)]
-    if truth is None or not due:
+    due = [plan for plan in due if plan.honest or truth is not None]
+    if not due:
         return {}
     poisoned = np.zeros(len(data), dtype=bool)
-    poisoned[truth] = True
+    if truth is not None:
+        poisoned[truth] = True
     found: Notes = {}
     for plan in due:
         rng = torch_rng(prepared.scenario.seed, f"detection/{plan.key}", round_, client)
@@ -136,9 +140,13 @@ def detect_own(
         counts = {"positives": int(poisoned.sum()), "negatives": int((~poisoned).sum())}
         scores, notes = scores_of(plan.method.impl, model, data, None, rng)
         found[plan.key] = {**counts, "seconds": time.perf_counter() - started, "notes": notes}
+        if plan.honest:
+            found[plan.key] |= {"polluted": truth is not None}
         if scores is not None:
             shuffle = numpy_rng(prepared.scenario.seed, f"shuffled/{plan.key}", round_, client)
             found[plan.key] |= score_measures(scores, poisoned, shuffle)
+            if plan.honest:
+                found[plan.key] |= {"clean_scores": scores[~poisoned].tolist()}
     return {"detection": found}
 
 

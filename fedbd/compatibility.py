@@ -221,6 +221,9 @@ def detectors_act(s: Scenario) -> Iterator[Problem]:
     for i, plan in enumerate(s.detection):
         path = f"detection[{i}]"
         if plan.where == "incoming":
+            if plan.honest:
+                expected = "must be false unless where is training: incoming inputs are no client's"
+                yield Problem(path=f"{path}.honest", expected=expected, got="true")
             if plan.adversarial and not s.attacks:
                 expected = "must be left out where there is no attack: inputs of all kinds are told apart together"
                 yield Problem(path=f"{path}.adversarial", expected=expected)

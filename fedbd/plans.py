@@ -218,6 +218,8 @@ class DetectionPlan:
         rounds: Run in exactly these rounds instead.
         where: ``incoming``: clean and triggered test images, mixed, on the server. ``training``: each polluted client
             scores its own training data with the global model that it received (it holds no trusted data).
+        honest: ``training``: honest clients score their data, too: what the detector says where there is none to
+            find.
         samples: ``incoming``: so many clean and so many triggered images (fewer where the test set has fewer).
         adversarial: ``incoming``: also tell clean, triggered and adversarial inputs apart, pair by pair; the latter are
             made on the served model from other clean test images.
@@ -228,6 +230,7 @@ class DetectionPlan:
     every: Positive = 1
     rounds: Annotated[tuple[Positive, ...], MinLen(1)] | None = None
     where: Literal["incoming", "training"] = "incoming"
+    honest: bool = False
     samples: Positive = 1000
     adversarial: tuple[EvasionPlan, ...] = ()
 

@@ -180,6 +180,9 @@ def fingerprint(scenario: Scenario) -> str:
     plain["data"] = {key: value for key, value in plain["data"].items() if key != "root"}
     if not scenario.faults:  # without any, the hash is that of a time before there were some
         del plain["faults"]
+    for detector in plain["detection"]:
+        if detector.get("honest") is False:  # the same
+            del detector["honest"]
     if scenario.start is not None and scenario.start.checkpoint is not None:
         plain["start"] = {"checkpoint": content_of(scenario.start.checkpoint)}
     warm_up = warm_up_of(scenario)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from fedbd import sample_detection
 from fedbd.plans import DetectionPlan
 from fedbd.prepared import Prepared
 from fedbd.sample_detection import MEASURES, Served, three_ways, tried
+from fedbd.scores import tpr_at_fpr
 from fedbd.seeding import numpy_rng, torch_rng
 from fedbd.types import Notes, Samples
 
@@ -60,9 +61,9 @@ def incoming(
 
 
 def own_data(prepared: Prepared, round_: int, observed: Mapping[int, Mapping[str, Any]]) -> Notes:
-    """Return the records of the detectors that polluted clients ran on their own training data.
+    """Return the records of the detectors that clients ran on their own training data.
 
-    Measures are means over these clients; the clients did not send them, the simulation noted them.
+    Measures are means over the polluted ones; the clients did not send them, the simulation noted them.
     """
     found: Notes = {}
     for plan in prepared.scenario.detection:
@@ -73,18 +74,46 @@ def own_data(prepared: Prepared, round_: int, observed: Mapping[int, Mapping[str
             for client, notes in observed.items()
             if plan.key in notes.get("train", {}).get("detection", {})
         }
-        entries = list(noted.values())
+        entries = [entry for entry in noted.values() if entry.get("polluted", True)]
         line: Notes = {"where": "training"}
         for name in MEASURES:
             known = [entry[name] for entry in entries if entry.get(name) is not None]
             line[name] = sum(known) / len(known) if known else None
         for name in ("positives", "negatives"):
             line[name] = sum(entry[name] for entry in entries) if entries else None
-        line["seconds"] = sum(entry["seconds"] for entry in entries) if entries else None
-        line["notes"] = {"clients": {str(client): _timeless(entry) for client, entry in noted.items()}}
+        line["seconds"] = sum(entry["seconds"] for entry in noted.values()) if noted else None
+        if plan.honest:
+            line["honest"] = false_alarms(list(noted.values()))
+        line["notes"] = {"clients": {str(client): _recorded(entry) for client, entry in noted.items()}}
         found[plan.key] = line
     return found
 
 
-def _timeless(entry: Mapping[str, Any]) -> Notes:
-    return {name: value for name, value in entry.items() if name != "seconds"}
+def false_alarms(entries: Sequence[Mapping[str, Any]]) -> Notes:
+    """Return how honest clients' samples score beside the clean samples of polluted clients.
+
+    Args:
+        entries: What clients noted, with ``polluted`` and ``clean_scores``; those whose detector could not act lack
+            them.
+
+    Returns:
+        ``clients`` and ``samples`` (honest ones that were scored), ``median`` and ``quantile_95`` of their scores, and
+        ``flagged_at_fpr_1`` and ``flagged_at_fpr_5``: the share of them above the threshold that 1 or 5 % of the
+        polluted clients' clean samples exceed. What would rest on too few samples is None (``scores.tpr_at_fpr``).
+    """
+    scored = [entry for entry in entries if "clean_scores" in entry]
+    own = [entry["clean_scores"] for entry in scored if not entry["polluted"]]
+    honest = np.concatenate([np.empty(0), *own])
+    others = np.concatenate([np.empty(0), *(entry["clean_scores"] for entry in scored if entry["polluted"])])
+    return {
+        "clients": len(own),
+        "samples": len(honest),
+        "median": float(np.median(honest)) if len(honest) else None,
+        "quantile_95": float(np.quantile(honest, 0.95)) if len(honest) else None,
+        "flagged_at_fpr_1": tpr_at_fpr(honest, others, 0.01),
+        "flagged_at_fpr_5": tpr_at_fpr(honest, others, 0.05),
+    }
+
+
+def _recorded(entry: Mapping[str, Any]) -> Notes:
+    return {name: value for name, value in entry.items() if name not in ("seconds", "clean_scores")}

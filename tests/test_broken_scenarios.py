@@ -582,6 +582,11 @@ COMBINATIONS = [
         "method that needs no data",
     ),
     load(
+        "incoming inputs of honest clients",
+        GOOD + ATTACK + "detection: [{name: abl_isolation, honest: true}]\n",
+        "detection[0].honest: must be false unless where is training: incoming inputs are no client's, got true",
+    ),
+    load(
         "fewer trusted data to fit on than a detector takes",
         GOOD + "trusted: {size: 10}\ndetection: [lid, frequency, {name: label_switching, neighbors: 5}, strip]\n",
         "detection[0]: 'lid' needs 20 trusted samples to fit on, got 5; raise trusted.size or lower "

@@ -458,3 +458,22 @@ def test_there_are_none_by_default_where_they_do_not_reach_clients_memory() -> N
         for defense in (None, "abl")
     }
     assert {where for where, plan in found.items() if plan is None} == {("ray", True), ("deployment", True)}
+
+
+def test_a_detectors_honest_counts_only_where_it_is_set() -> None:
+    detector = {"name": "abl_isolation", "where": "training"}
+    who = {"role": "polluted", "per": "dataset", "clients": {"ids": [0]}}
+    attack = {"name": "badnets", **who, "target": 0, "trigger": {"name": "grid"}}
+    raw = {
+        "name": "t",
+        "rounds": 2,
+        "data": {"name": "digits"},
+        "model": {"name": "cnn"},
+        "attacks": [attack],
+        "detection": [detector],
+    }
+    plain, unset, asked = (
+        fingerprint(from_dict({**raw, "detection": [{**detector, **more}]}))
+        for more in ({}, {"honest": False}, {"honest": True})
+    )
+    assert plain == unset != asked

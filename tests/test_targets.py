@@ -82,7 +82,7 @@ def test_an_oracle_that_needs_one_label_is_refused_all_to_all() -> None:
 
 
 def test_the_same_oracle_is_refused_on_a_model_from_anywhere() -> None:
-    subject: Any = SimpleNamespace(trigger=object(), target="all_to_all", model=None)
+    subject: Any = SimpleNamespace(trigger=object(), target="all_to_all", model=None, source=None, reference=None)
     (problem,) = method_problems({"told": Told()}, subject, None)
     assert str(problem) == "--method told: is told one target label, and all_to_all has none; take another method"
     subject.target = 3

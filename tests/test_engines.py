@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fedbd.errors import RunFailed
 from fedbd.flower.runtime import RunOutcome
 from fedbd.scenario import from_dict
 
+ROOT = Path(engines.flower_app_dir())
 RAW: dict[str, Any] = {"name": "t", "rounds": 1, "data": {"name": "digits"}, "model": {"name": "mlp"}}
 
 
@@ -53,3 +55,18 @@ def test_a_ray_clusters_address_and_the_share_of_a_gpu_reach_flowers_runtime(
     with pytest.raises(RunFailed, match="no Ray cluster answers"):
         engines.execute(from_dict({**RAW, "engine": engine}), tmp_path / "run", None)
     assert (given["ray_address"], given["client_gpus"], given["mode"]) == ("head:6379", 0.25, "ray")
+
+
+def test_every_key_of_a_run_is_one_that_flower_lets_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Flower refuses a run whose config has a key that the app's pyproject does not name."""
+    given: dict[str, str] = {}
+
+    def local(scenario: object, config: dict[str, str], env: object, agent: object) -> None:
+        given.update(config)
+        raise InterruptedError
+
+    monkeypatch.setattr(engines, "_local", local)
+    with pytest.raises(InterruptedError):
+        engines.execute(from_dict(RAW), tmp_path / "run", None)
+    app = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]["app"]
+    assert set(given) | {"scenario"} == set(app["config"])

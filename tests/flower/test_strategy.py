@@ -79,6 +79,17 @@ def test_the_mean_is_the_mean() -> None:
     assert final["w"].dtype == np.float32
 
 
+def test_frozen_entries_stay_whatever_clients_send() -> None:
+    def move(client: int, arrays: dict[str, Any], metrics: dict[str, Any]) -> None:
+        arrays["b"] += 1 + client
+
+    free = rounds(DefendedStrategy(fedavg(), Mean()), app(move))
+    np.testing.assert_allclose(free["b"], 2 * np.mean([1 + client for client in range(CLIENTS)]))
+    frozen = rounds(DefendedStrategy(fedavg(), Mean(), frozen=("b",)), app(move))
+    assert frozen["b"].tobytes() == START["b"].tobytes()
+    assert frozen["w"].tobytes() == free["w"].tobytes()
+
+
 def test_weights_by_examples() -> None:
     weighing = Weighing(weighting="examples", average_examples=35.0)
     final = rounds(DefendedStrategy(fedavg(), Mean(), weighing=weighing), app(), 1)

@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedbd.params import assign, flatten, is_weight
-from fedbd.plans import AttackPlan
 from fedbd.prepared import Prepared
 from fedbd.roles import role_of
 from fedbd.scores import isolation_quality, score_measures, scores_of
 from fedbd.seeding import numpy_rng, torch_rng
 from fedbd.training import TrainingPlan, train
-from fedbd.types import AttackContext, Memory, Notes, Role, Samples, Vector
+from fedbd.types import Memory, Notes, Role, Samples, Vector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +74,7 @@ def client_round(
     rng = torch_rng(scenario.seed, "train", round_, client)
     data = on_device(prepared.federation.client(client), scenario.engine.device)
     plan = plan_of(scenario.training, round_)
-    ctx = context(prepared, attack, whole) if attack is not None else None
+    ctx = prepared.attack_context(attack, whole) if attack is not None else None
     truth = None
     if role is Role.ATTACKER and attack is not None and ctx is not None:
         longer = plan_of(attack.training, round_) if attack.training is not None else plan
@@ -161,15 +160,3 @@ def on_device(data: Samples, device: str) -> Samples:
         return data
     where = torch.device(device)
     return Samples(data.images.to(where), data.labels.to(where))
-
-
-def context(prepared: Prepared, attack: AttackPlan, weights: Vector) -> AttackContext:
-    """Return what an attacker knows in a round."""
-    return AttackContext(
-        trigger=attack.trigger.impl,
-        target=attack.target,
-        classes=prepared.dataset.classes,
-        global_weights=weights,
-        cohort_size=prepared.scenario.cohort_size,
-        server_rate=prepared.scenario.server_rate,
-    )

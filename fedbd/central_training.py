@@ -102,9 +102,7 @@ def _defended(plan: CentralPlan, data: CentralData, model: nn.Module, rest: Tens
         if state.isolated is not None and not told:
             line |= isolation_quality(state.isolated, data.poisoned, len(data.train))
             told = True
-        part = folder / f".{NOTES}.part"
-        part.write_text(json.dumps(defense.notes(state)) + "\n", encoding="utf-8")
-        part.replace(folder / NOTES)
+        _put(folder / NOTES, json.dumps(defense.notes(state)) + "\n")
         yield line, state.tensors()
 
 
@@ -118,18 +116,21 @@ def _claim(plan: CentralPlan, folder: Path) -> None:
     if held:
         raise ScenarioError([Problem(path=str(folder), expected=held, remedy=remedy)])
     if not (folder / STATE).exists() and not (folder / MODEL).exists():
-        part = folder / f".{PLAN}.part"
-        part.write_text(dump_yaml(to_plain(plan)), encoding="utf-8")
-        part.replace(folder / PLAN)
+        _put(folder / PLAN, dump_yaml(to_plain(plan)))
 
 
 def _keep_lines(log: Path, epochs: int) -> None:
     """Cut off the lines of epochs that are trained again, and one that a kill left half written."""
     if log.exists():
         lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-        part = log.with_name(f".{log.name}.part")
-        part.write_text("".join(lines[:epochs]), encoding="utf-8")
-        part.replace(log)
+        _put(log, "".join(lines[:epochs]))
+
+
+def _put(path: Path, text: str) -> None:
+    """Write a file in one step: whoever looks sees the old one, or the new one whole."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
 
 
 def _save(plan: CentralPlan, model: nn.Module, rest: Mapping[str, Tensor], folder: Path, epoch: int) -> None:

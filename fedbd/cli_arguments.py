@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedbd.errors import Problem, UserError
+from fedbd.registry import either
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -149,14 +150,26 @@ class Mistakes(UserError):  # noqa: N818 - what several files got wrong
         return "\n".join(map(str, self.errors))
 
 
+TABLES = (".csv", ".json")
+"""What a table can be written as."""
+
+
+def unwritable(option: str, path: Path | None, endings: tuple[str, ...]) -> list[Problem]:
+    """Return why a file that an option names could not be written: asked before minutes or hours are spent."""
+    if path is None:
+        return []
+    if path.suffix not in endings:
+        return [Problem(path=option, expected=f"must end in {either(endings)}", got=repr(str(path)))]
+    if not path.resolve().parent.is_dir() or path.is_dir():
+        return [Problem(path=option, expected="must be a file in a folder that exists", got=str(path))]
+    return []
+
+
 def check_table(table: Path | None) -> None:
-    """Refuse a table that could not be written, before hours are spent."""
-    if table is None:
-        return
-    if table.suffix not in (".csv", ".json"):
-        raise UserError([Problem(path="--table", expected="must end in .csv or .json", got=repr(str(table)))])
-    if not table.resolve().parent.is_dir() or table.is_dir():
-        raise UserError([Problem(path="--table", expected="must be a file in a folder that exists", got=str(table))])
+    """Refuse a table that could not be written."""
+    problems = unwritable("--table", table, TABLES)
+    if problems:
+        raise UserError(problems)
 
 
 def load(paths: list[Path], settings: list[str], errors: list[UserError]) -> list[tuple[Path, Scenario]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedbd.cli_arguments import Checkpoint, Data, Model, Target, TriggerWord, terminal
+from fedbd.cli_arguments import TABLES, Checkpoint, Data, Model, Target, TriggerWord, terminal, unwritable
 from fedbd.cli_models import methods_of, say_data
 from fedbd.errors import Problem, UserError
 
@@ -69,7 +69,7 @@ def detect(
 
     torch.set_num_threads(1)  # the same bits on any machine
     console = terminal()
-    problems = _file_problems(scores, table)
+    problems = unwritable("--scores", scores, (".csv",)) + unwritable("--table", table, TABLES)
     detectors = methods_of("detection", "--method", method or [], problems)
     evasions = methods_of("evasion", "--adversarial", adversarial, problems) if adversarial else {}
     asked = Asked(checkpoint=checkpoint, data=data, model=model, trigger=trigger, target=target)
@@ -92,18 +92,6 @@ def detect(
         console.print(f"Scores: {scores}", markup=False, highlight=False, soft_wrap=True)
     if any(label not in columns for label in detectors):
         raise typer.Exit(1)
-
-
-def _file_problems(scores: Path | None, table: Path | None) -> list[Problem]:
-    problems = []
-    for option, path, endings in (("--scores", scores, (".csv",)), ("--table", table, (".csv", ".json"))):
-        if path is None:
-            continue
-        if path.suffix not in endings:
-            problems.append(Problem(path=option, expected=f"must end in {' or '.join(endings)}", got=repr(str(path))))
-        elif not path.resolve().parent.is_dir() or path.is_dir():
-            problems.append(Problem(path=option, expected="must be a file in a folder that exists", got=str(path)))
-    return problems
 
 
 def _attack_problems(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fedbd.cli_arguments import Checkpoint, Data, Model, Target, TriggerWord, terminal
+from fedbd.cli_arguments import TABLES, Checkpoint, Data, Model, Target, TriggerWord, terminal, unwritable
 from fedbd.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def clean(
 
     torch.set_num_threads(1)  # the same bits on any machine
     console = terminal()
-    problems = _file_problems(save, table)
+    problems = unwritable("--save", save, (".safetensors",)) + unwritable("--table", table, TABLES)
     methods: dict[str, Cleanup] = methods_of("cleanup", "--method", method or [], problems)
     if save is not None and len(methods) > 1 and not chain:
         problems.append(Problem(path="--save", expected="needs a single --method, or --chain"))
@@ -158,19 +158,6 @@ def clean(
         _save(console, save, rows)
     if any(row.repaired.refused for row in rows):
         raise typer.Exit(1)
-
-
-def _file_problems(save: Path | None, table: Path | None) -> list[Problem]:
-    """Return why files could not be written, before minutes are spent."""
-    problems = []
-    for option, path, endings in (("--save", save, (".safetensors",)), ("--table", table, (".csv", ".json"))):
-        if path is None:
-            continue
-        if path.suffix not in endings:
-            problems.append(Problem(path=option, expected=f"must end in {' or '.join(endings)}", got=repr(str(path))))
-        elif not path.resolve().parent.is_dir() or path.is_dir():
-            problems.append(Problem(path=option, expected="must be a file in a folder that exists", got=str(path)))
-    return problems
 
 
 def methods_of(

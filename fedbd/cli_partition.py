@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from fedbd.cli_arguments import print_json, terminal
+from fedbd.cli_arguments import print_json, terminal, unwritable
 from fedbd.errors import Problem, UserError
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -55,10 +55,8 @@ def _check(file: Path, picture: Path, what: str) -> None:
     if file.suffix not in (".yaml", ".yml"):
         expected = "is for a scenario file or a run's folder"
         problems.append(Problem(path="--partition", expected=expected, got=repr(what)))
-    elif picture.suffix not in SUFFIXES:
-        problems.append(Problem(path="--out", expected="must end in .png, .svg or .pdf", got=repr(str(picture))))
-    elif not picture.resolve().parent.is_dir() or picture.is_dir():
-        problems.append(Problem(path="--out", expected="must be a file in a folder that exists", got=str(picture)))
+    else:
+        problems = unwritable("--out", picture, SUFFIXES)
     if problems:
         raise UserError(problems)
 

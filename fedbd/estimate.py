@@ -29,7 +29,7 @@ from fedbd.scenario import Scenario, warm_up_of
 from fedbd.seeding import torch_rng
 from fedbd.sums import to_row
 from fedbd.training import TrainingPlan, train
-from fedbd.types import AttackContext, Role, Samples, Vector
+from fedbd.types import Role, Samples, Vector
 
 BATCHES, CHUNK, TURNS = 8, 250, 3
 DECRYPTORS = 2
@@ -176,14 +176,7 @@ def _poisoned(prepared: Prepared, attack: AttackPlan, data: Samples, plan: Train
     own = dataclasses.replace(attack.training or plan, epochs=1)
     weights = flatten(prepared.model)
     rng = torch_rng(prepared.scenario.seed, "estimate/attack")
-    ctx = AttackContext(
-        trigger=attack.trigger.impl,
-        target=attack.target,
-        classes=prepared.dataset.classes,
-        global_weights=weights,
-        cohort_size=prepared.scenario.cohort_size,
-        server_rate=prepared.scenario.server_rate,
-    )
+    ctx = prepared.attack_context(attack, weights)
     return timed(lambda: attack.method.impl.fit(prepared.model, data, own, ctx, rng)) / len(data)
 
 

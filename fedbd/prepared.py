@@ -31,7 +31,7 @@ from fedbd.roles import assignment, locally_defended
 from fedbd.scenario import Scenario, from_dict
 from fedbd.seeding import numpy_rng, torch_rng
 from fedbd.targets import Target, class_problem
-from fedbd.types import Dataset, Samples, Trigger, Vector
+from fedbd.types import AttackContext, Dataset, Samples, Trigger, Vector
 
 START_ENTRIES = "fedbd-start-entries"
 """Key of a message's config: what clients keep to themselves, as the start has it (safetensors)."""
@@ -86,6 +86,17 @@ class Prepared:
     def defended(self) -> frozenset[int]:
         """``roles.locally_defended``, worked out once."""
         return locally_defended(self.scenario)
+
+    def attack_context(self, attack: AttackPlan, weights: Vector) -> AttackContext:
+        """Return what an attacker knows in a round that starts from ``weights``, (D,) float32."""
+        return AttackContext(
+            trigger=attack.trigger.impl,
+            target=attack.target,
+            classes=self.dataset.classes,
+            global_weights=weights,
+            cohort_size=self.scenario.cohort_size,
+            server_rate=self.scenario.server_rate,
+        )
 
     def new_model(self) -> nn.Module:
         """Return the initial model (the scenario's seed decides its weights)."""

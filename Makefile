@@ -1,7 +1,7 @@
 # Everything happens in a virtual environment in this folder; `make help` says what there is.
 #
 #   VENV=path          another environment          PYTHON=path       another Python 3.11
-#   PYTEST_ARGS=...    more for pytest              RUN_ARGS=...      more for fedbd run
+#   PYTEST_ARGS=...    more for pytest (-n0: one process)   RUN_ARGS=...      more for fedbd run
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -42,7 +42,7 @@ demo: $(STAMP)  ## run the quickstart scenarios and compare them (the first time
 
 .PHONY: test
 test: check  ## linters, types, import directions, then the fast tests with coverage
-	$(BIN)/python -m pytest -m 'not slow' --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not slow' --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 .PHONY: slow
 slow: $(STAMP)  ## the tests that take minutes

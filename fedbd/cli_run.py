@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedbd import fork_server
 from fedbd.cli_arguments import (
     AsJson,
     Files,
@@ -59,6 +60,8 @@ def run(
     table: Table = None,
 ) -> None:
     """Run scenarios, several side by side, and compare them."""
+    if not dry_run:
+        warm_up_processes()
     from fedbd.runs import plan, with_seeds  # noqa: PLC0415
 
     with in_json(as_json):
@@ -91,6 +94,11 @@ class Printed:
     as_json: bool
     log_every: int | None
     table: Path | None
+
+
+def warm_up_processes() -> None:
+    """Let the processes of runs load what they need while this one still reads what to run."""
+    fork_server.begin(["fedbd.jobs", "fedbd.engines"])
 
 
 def carry_out(jobs: list[Job], asked: list[Path], workers: int | None, printed: Printed) -> None:

@@ -27,6 +27,7 @@ from fedbd.flower.executors import ProcessPoolExecutor, SerialExecutor
 from fedbd.flower.local_grid import LocalGrid
 from fedbd.flower.mods import AGENT
 from fedbd.flower.runtime import run_app
+from fedbd.fork_server import ONE_THREAD
 from fedbd.plans import AttackPlan
 from fedbd.record import FINISHED, SUMMARY, RunFolder, read_rounds, read_summary
 from fedbd.scenario import Scenario, to_dict
@@ -34,7 +35,6 @@ from fedbd.scenario import Scenario, to_dict
 Poll = Callable[[], None]
 LINGER = 30.0
 """Seconds that Flower's runtime may take to end after the run's summary is written."""
-THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def flower_app_dir() -> Path:
@@ -80,7 +80,7 @@ def execute(
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         observed = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedbd-observed-")))
-        env = {"FEDBD_OBSERVER": str(observed), **THREADS}
+        env = {"FEDBD_OBSERVER": str(observed), **ONE_THREAD}
         agent: AgentProcess | None = None
         if scenario.secure_sum is not None:
             agent = stack.enter_context(start_agent(scenario.secure_sum.impl))

@@ -10,16 +10,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerProcess, SpawnProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+from fedbd import fork_server
 from fedbd.errors import FedBDError, UserError
+from fedbd.fork_server import ENDING, let_in
 from fedbd.record import SCENARIO, RunFolder, read_rounds, read_summary
 from fedbd.run_text import scenario_text
 from fedbd.runs import LOG, Job, is_written, writing
@@ -28,7 +29,6 @@ from fedbd.scenario import Scenario
 _TICK = 0.2
 _GRACE = 20.0  # seconds in which a job that was told to end may write its summary and end its own processes
 _REASON_BYTES = 8000  # a pipe takes 64 KiB before somebody reads
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -68,7 +68,7 @@ class Failure:
 @dataclass
 class _Running:
     job: Job
-    process: SpawnProcess
+    process: ForkServerProcess | SpawnProcess
     verdict: Connection
     shown: int = 0
     word: bytes = b""
@@ -117,7 +117,7 @@ def _signals() -> Iterator[list[int]]:
     before: dict[int, Any] = {}
     try:
         if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
+            for number in ENDING:
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):  # nohup: whoever ignores one means it
                     before[number] = signal.signal(number, lambda received, _: got.append(received))
         yield got
@@ -151,24 +151,12 @@ def _what(folder: Path) -> str:
 
 def _start(job: Job, workers: int) -> _Running:
     job = dataclasses.replace(job, scenario=_sized(job.scenario, workers))
-    context = multiprocessing.get_context("spawn")
+    context = fork_server.server_context()
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(job, there), name=f"fedbd {job.scenario.name}")
-    with _held_back():
-        process.start()
+    process = context.Process(target=_child, args=(job, there, dict(os.environ)), name=f"fedbd {job.scenario.name}")
+    fork_server.start(process, hide_main=True)
     there.close()
     return _Running(job, process, here)
-
-
-@contextlib.contextmanager
-def _held_back() -> Iterator[None]:
-    """Let a process begin with the signals held back that ask for its end, until it can heed them."""
-    resource_tracker.ensure_running()  # started beside the first process, it would let them through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _sized(scenario: Scenario, workers: int) -> Scenario:
@@ -178,8 +166,14 @@ def _sized(scenario: Scenario, workers: int) -> Scenario:
     return dataclasses.replace(scenario, engine=dataclasses.replace(scenario.engine, workers=workers))
 
 
-def _child(job: Job, verdict: Connection) -> None:
-    """Run one job; everything it prints goes to a log in its folder, and one verdict goes back."""
+def _child(job: Job, verdict: Connection, environment: Mapping[str, str]) -> None:
+    """Run one job; everything it prints goes to a log in its folder, and one verdict goes back.
+
+    The fork server's environment variables are those of the moment when it was started: the command's own replace them.
+    """
+    os.environ.clear()
+    os.environ.update(environment)
+    fork_server.join()
     from fedbd.engines import execute  # noqa: PLC0415 - only the child needs Flower
 
     threading.Thread(target=_leave_with_parent, daemon=True, name="fedbd-parent").start()
@@ -219,10 +213,10 @@ def _heed_signals() -> None:
             ending.set()
             raise KeyboardInterrupt
 
-    for number in _SIGNALS:  # the parent sends SIGTERM: the others may be ignored on purpose (nohup, a shell's ``&``)
+    for number in ENDING:  # the parent sends SIGTERM: the others may be ignored on purpose (nohup, a shell's ``&``)
         if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    let_in()
 
 
 def _leave_with_parent() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import resource
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,6 @@ from fedbd.models.checkpoint import load_checkpoint, save_safetensors
 from fedbd.params import assign, flatten, is_weight, join
 from fedbd.prepared import START_ENTRIES, Prepared, prepared_from_json
 from fedbd.record import FINISHED, RunFolder, read_rounds, resumed_from
-from fedbd.report.trigger_picture import draw_triggers
 from fedbd.roles import attack_window, draw_cohort, expected_images, planned_window
 from fedbd.run_text import message_text, scenario_text
 from fedbd.scenario import Scenario, fingerprint, from_dict, load_scenario
@@ -132,23 +134,38 @@ def _train(
     stamp: Stamp,
     checkpoint: Checkpoint | None,
 ) -> None:
-    if scenario.attacks:
-        triggers = {attack.key: attack.trigger.impl for attack in scenario.attacks}
-        draw_triggers(folder.path / "triggers.png", prepared.dataset.test, triggers)
     strategy = defended(scenario, prepared, rounds.after_round)
     saver = Saver(scenario=scenario, folder=folder, grid=grid, strategy=strategy, rounds=rounds, stamp=stamp)
     arrays = _started(prepared, rounds) if checkpoint is None else saver.restore(checkpoint)
     if strategy.done < scenario.rounds:
-        arrays = strategy.start(
-            _ordered(grid, scenario, prepared, rounds),
-            arrays,
-            num_rounds=scenario.rounds - strategy.done,
-            timeout=patience(scenario),
-            train_config=_told(prepared, rounds),
-            evaluate_fn=saver.save,
-        ).arrays
+        with _drawing(scenario, prepared, folder):
+            arrays = strategy.start(
+                _ordered(grid, scenario, prepared, rounds),
+                arrays,
+                num_rounds=scenario.rounds - strategy.done,
+                timeout=patience(scenario),
+                train_config=_told(prepared, rounds),
+                evaluate_fn=saver.save,
+            ).arrays
     save_safetensors(_last_model(prepared, rounds, arrays), folder.path / MODEL)
     save_mask(folder.path, rounds.mask)
+
+
+@contextlib.contextmanager
+def _drawing(scenario: Scenario, prepared: Prepared, folder: RunFolder) -> Iterator[None]:
+    """Draw the triggers while the first clients train: loading matplotlib and drawing take a second."""
+
+    def draw() -> None:
+        from fedbd.report.trigger_picture import draw_triggers  # noqa: PLC0415 - matplotlib
+
+        triggers = {attack.key: attack.trigger.impl for attack in scenario.attacks}
+        draw_triggers(folder.path / "triggers.png", prepared.dataset.test, triggers)
+
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        drawn = pool.submit(draw) if scenario.attacks else None
+        yield
+        if drawn is not None:
+            drawn.result()
 
 
 def _started(prepared: Prepared, rounds: Rounds) -> ArrayRecord:

@@ -21,7 +21,8 @@ from fedbd.errors import Problem, RunFailed, UserError
 from fedbd.flower.app_loader import AppFactory, as_callable, pickled_factory
 from fedbd.flower.client_call import THREADS, App, GlobalState, Outcome, run_client
 from fedbd.flower.feeders import Desk, Feeder, Task
-from fedbd.flower.workers import ONE_THREAD, WorkerFailed
+from fedbd.flower.workers import WorkerFailed
+from fedbd.fork_server import ONE_THREAD
 
 
 class Executor(Protocol):

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Mapping
 from multiprocessing.connection import Connection, wait
 
+from fedbd.fork_server import let_in
+
 
 def serve(pipe: Connection, factory: bytes, environment: Mapping[str, str]) -> None:
     """Run as a worker process until the driver closes the pipe or is gone.
@@ -19,6 +21,7 @@ def serve(pipe: Connection, factory: bytes, environment: Mapping[str, str]) -> N
         environment: All environment variables; a fork server's own are those of the moment when it was started.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the driver decides
+    let_in()
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     os.environ.clear()
     os.environ.update(environment)

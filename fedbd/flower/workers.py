@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
-import sys
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.reduction import recv_handle, send_handle
-from types import ModuleType
 from typing import Any
 
 from flwr.app import Context, Message
 
-from fedbd.flower.client_call import THREADS, Outcome
+from fedbd import fork_server
+from fedbd.flower.client_call import Outcome
 from fedbd.flower.compat import ErrorCode
 from fedbd.flower.shared_bytes import REPLY_FILE, Outbox, Place, load, read_at
 from fedbd.flower.worker_main import serve
 
-ONE_THREAD = {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
-"""The same as environment variables, which torch's and NumPy's libraries read once, when they are loaded."""
-
-# The fork server imports these once for all workers. torch imports its compiler with the first optimizer that is made,
-# compiled or not, which would cost each worker two seconds. A name that is not there is passed over. Nothing of fedbd:
-# the fork server does not have the driver's sys.path and might find another copy.
-_PRELOAD = ["torch", "torch._dynamo", "flwr.app", "flwr.clientapp"]
-# glibc gives big blocks back to the system at once, which then clears each page of the next one: with that, copying a
-# model of 11 M weights in and out of a message took 50 ms of CPU in place of 20, and a training step a tenth more.
-_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 28), "MALLOC_TRIM_THRESHOLD_": str(1 << 28)}
-
 _LEAVE_SECONDS = 5.0
-_starting = threading.Lock()
 
 
 class WorkerFailed(Exception):  # noqa: N818 - it never leaves the engine
@@ -56,13 +40,12 @@ class WorkerProcess:
             factory: Pickle of a callable without arguments that returns the app.
             environment: All environment variables of the worker.
         """
-        context = _process_context()
+        context = fork_server.server_context()
         self._pipe, theirs = context.Pipe()
         # Not a daemon: those may have no children, and an app's DataLoader may want some.
         self._process = context.Process(target=serve, args=(theirs, factory, dict(environment)), name="fedbd-worker")
         # Only a factory that was defined in the driver's script needs that script to be run again in the worker.
-        with _starting, _start_conditions(hide_main=b"__main__" not in factory):
-            self._process.start()
+        fork_server.start(self._process, hide_main=b"__main__" not in factory)
         theirs.close()
         self._seen: set[int] = set()
         self._reply_file: int | None = None
@@ -149,44 +132,8 @@ class WorkerProcess:
         raise WorkerFailed(ErrorCode.CLIENT_APP_CRASHED, _how_it_died(self._process.exitcode))
 
 
-def _process_context() -> ForkServerContext | SpawnContext:
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
-    return context
-
-
 def _how_it_died(exit_code: int | None) -> str:
     if exit_code is None or exit_code >= 0:
         return f"the worker process died (exit code {'unknown' if exit_code is None else exit_code})"
     hint = "; out of memory?" if exit_code == -signal.SIGKILL else ""
     return f"the worker process died (signal {signal.Signals(-exit_code).name}{hint})"
-
-
-@contextlib.contextmanager
-def _start_conditions(*, hide_main: bool) -> Iterator[None]:
-    """What must hold in the driver while it starts a worker or, the first time, the fork server.
-
-    The fork server imports torch, whose libraries read their number of threads once, then. It runs in the current
-    folder, where a user's ``random.py`` would shadow the standard library's. ``__main__`` is hidden because
-    multiprocessing would run the driver's script again in each worker: slow, and a script without a guard would start
-    workers in turn.
-    """
-    # The third: should anything imported there ask torch for GPUs, its forks can still use them.
-    conditions = {**ONE_THREAD, "PYTHONSAFEPATH": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-    conditions |= {name: os.environ.get(name, value) for name, value in _KEEP_MEMORY.items()}
-    before = {name: os.environ.get(name) for name in conditions}
-    main = sys.modules["__main__"]
-    os.environ.update(conditions)
-    if hide_main:
-        sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -322,11 +322,11 @@ DRIVER = """
     import sys
     from pathlib import Path
     from flwr.app import ConfigRecord, Message, RecordDict
-    from fedbd.flower import workers
+    from fedbd import fork_server
     from fedbd.flower.executors import ProcessPoolExecutor
     from fedbd.flower.local_grid import LocalGrid
 
-    workers._PRELOAD.remove("torch._dynamo")  # nobody trains here: two seconds saved
+    fork_server.PRELOAD.remove("torch._dynamo")  # nobody trains here: two seconds saved
     # No guard of __name__ on purpose: workers must not run this file again.
     print("started", flush=True)
     executor = ProcessPoolExecutor((Path({toys!r}) / "obedient.py", "app"), 2)

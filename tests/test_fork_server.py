@@ -1,6 +1,5 @@
 """One process that all others are forked from: who comes from it, with which signals and which fedbd."""
 
-import os
 import signal
 import subprocess
 import sys

@@ -27,7 +27,7 @@ from fedbd.crypto.grid import GRID_BITS
 from fedbd.errors import SecureSumFailed
 
 # SEAL draws errors from a centered binomial with 2 * 21 bits; encoding rounds each coefficient to an integer.
-_COEFFICIENT_VARIANCE = 21 / 2 + 1 / 12
+_DRAWN_VARIANCE, _ROUNDING_VARIANCE = 21 / 2, 1 / 12
 _Name = Literal["n4096", "n8192"]
 _GRID_RANGE = (8, 32)
 
@@ -68,13 +68,16 @@ class Ckks:
         """Return six standard deviations of the error of a sum of fresh ciphertexts, in value units.
 
         Decoding evaluates the error polynomial at roots of unity and keeps the real part, so a value's error has
-        variance degree / 2 times that of a coefficient, over scale**2; errors of clients are independent.
+        variance degree / 2 times that of a coefficient, over scale**2. What clients draw is independent; what encoding
+        rounds is the same for equal values, and adds up. A slice that is equal in all clients is no rarity: the last
+        one may hold their weight alone.
 
         Args:
             clients: Number of ciphertexts in the sum, at least 1.
         """
         chosen = _SETS[self.parameters]
-        return 6 * math.sqrt(clients * chosen.degree / 2 * _COEFFICIENT_VARIANCE) / 2.0**chosen.scale_bits
+        coefficient = clients * _DRAWN_VARIANCE + clients**2 * _ROUNDING_VARIANCE
+        return 6 * math.sqrt(chosen.degree / 2 * coefficient) / 2.0**chosen.scale_bits
 
     def largest(self, clients: int) -> float:
         """Return the largest magnitude of a client's value at which neither it nor the sum overflows.

@@ -213,7 +213,13 @@ def timed(step: Callable[[], object]) -> float:
 def _round(prepared: Prepared, pace: Pace, workers: int, *, attacked: bool) -> dict[str, float]:
     """Return the seconds of a mean round."""
     scenario = prepared.scenario
-    trained = [_train_seconds(prepared, pace, workers, round_, attacked) for round_ in range(1, scenario.rounds + 1)]
+    clear = dataclasses.replace(pace, encrypt=0.0)
+    trained, sent = (
+        statistics.fmean(
+            _train_seconds(prepared, each, workers, round_, attacked) for round_ in range(1, scenario.rounds + 1)
+        )
+        for each in (clear, pace)
+    )
     every = scenario.evaluation.every
     measured = len(
         [round_ for round_ in range(1, scenario.rounds + 1) if round_ % every == 0 or round_ == scenario.rounds]
@@ -221,17 +227,17 @@ def _round(prepared: Prepared, pace: Pace, workers: int, *, attacked: bool) -> d
     images = len(prepared.measured)
     threads = min(cores(), -(-images // CHUNK))
     found = {
-        "train": statistics.fmean(trained),
-        "encrypt": scenario.cohort_size * pace.encrypt,  # one agent serves all clients, one after the other
+        "train": trained,
+        "encrypt": sent - trained,  # the agent has a process for each client that asks
         "aggregate": scenario.cohort_size * pace.add,
-        "decrypt": scenario.buckets * DECRYPTORS * pace.decrypt,
+        "decrypt": scenario.buckets * -(-DECRYPTORS // workers) * pace.decrypt,
         "evaluate": measured / scenario.rounds * images * (pace.clean + pace.triggered) / threads,
     }
     return {**found, "total": sum(found.values())}
 
 
 def _train_seconds(prepared: Prepared, pace: Pace, workers: int, round_: int, attacked: bool) -> float:
-    """Return the seconds of a round's training: the jobs spread over the workers, the longest first."""
+    """Return the seconds of a round's training and encryption: the jobs spread over the workers, the longest first."""
     scenario, sizes = prepared.scenario, prepared.federation.sizes
     jobs = []
     assigned = assignment(scenario)
@@ -243,7 +249,7 @@ def _train_seconds(prepared: Prepared, pace: Pace, workers: int, round_: int, at
             if attacks
             else scenario.training.epochs * sizes[client]
         )
-        jobs.append(pace.client + images * (pace.poisoned if attacks else pace.image))
+        jobs.append(pace.client + images * (pace.poisoned if attacks else pace.image) + pace.encrypt)
     loads = [0.0] * workers
     for job in sorted(jobs, reverse=True):
         loads[loads.index(min(loads))] += job

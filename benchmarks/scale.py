@@ -3,9 +3,11 @@
     python benchmarks/scale.py population [--clients 100 1000 10000]
     python benchmarks/scale.py cohort [--clients 1000] [--executor serial process]
     python benchmarks/scale.py server [--clients 10 100 400] [--encrypted]
+    python benchmarks/scale.py start [--rounds 5]
 
 ``population``: PSS of all processes of ``fedbd run``, ten clients a round. ``cohort``: seconds of a round of idle
-clients. ``server``: PSS of the server with a model of 1 M weights.
+clients. ``server``: PSS of the server with a model of 1 M weights. ``start``: seconds from ``fedbd run`` to the first
+round of the quickstart, so many times.
 
 PSS shares what processes have in common among them (/proc/PID/smaps_rollup), and is sampled every 50 ms; the largest
 sum counts. CPU seconds stand beside wall seconds: on a machine with other work only the former mean something.
@@ -39,6 +41,7 @@ from fedbd.flower.local_grid import LocalGrid
 from fedbd.flower.strategy import DefendedStrategy
 
 APP = (Path(__file__).resolve().parent / "idle_app.py", "app")
+QUICKSTART = Path(__file__).resolve().parent.parent / "scenarios" / "quickstart.yaml"
 SCENARIO = """\
 name: population
 rounds: 3
@@ -128,6 +131,22 @@ def cohort(clients: int, executor: str, weights: int, rounds: int, encrypted: bo
         )
 
 
+def start(turns: int) -> None:
+    """Print how long the quickstart takes until its first round begins: until the line of round 0 is written."""
+    for _ in range(turns):
+        with tempfile.TemporaryDirectory() as folder:
+            line = Path(folder, "quickstart", "seed-5", "rounds.jsonl")
+            command = [sys.executable, "-m", "fedbd", "run", str(QUICKSTART), "--out", folder, "--no-twin", "-q"]
+            started = time.perf_counter()
+            process = subprocess.Popen(command)
+            while not (line.exists() and line.stat().st_size) and process.poll() is None:
+                time.sleep(0.01)
+            seconds = time.perf_counter() - started
+            if process.wait():
+                raise SystemExit("the quickstart failed")
+        print(f"quickstart, start to first round: {seconds:.2f} s, load {os.getloadavg()[0]:.1f}", flush=True)
+
+
 def steps(marks: list[tuple[float, float]]) -> Iterator[tuple[float, float]]:
     """Yield the differences of successive marks."""
     for before, after in itertools.pairwise(marks):
@@ -149,7 +168,7 @@ def server(sizes: list[int], weights: int, encrypted: bool) -> None:
 def main() -> None:
     """Measure what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("population", "cohort", "server"))
+    parser.add_argument("what", choices=("population", "cohort", "server", "start"))
     parser.add_argument("--clients", type=int, nargs="+")
     parser.add_argument("--executor", nargs="+", choices=("serial", "process"), default=["serial", "process"])
     parser.add_argument("--weights", type=int)
@@ -158,6 +177,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.what == "population":
         population(given.clients or [100, 1000, 10000])
+    elif given.what == "start":
+        start(given.rounds)
     elif given.what == "server":
         server(given.clients or [10, 100, 400], given.weights or 1_000_000, given.encrypted)
     else:

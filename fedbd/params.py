@@ -49,6 +49,11 @@ def is_weight(entry: Tensor | NDArray[np.generic]) -> bool:
     return np.issubdtype(entry.dtype, np.floating)
 
 
+def is_statistic(name: str) -> bool:
+    """Return whether a state entry is a running mean or variance of BatchNorm, which nobody trains."""
+    return name.rpartition(".")[2] in ("running_mean", "running_var")
+
+
 def layout_of(state: Mapping[str, Tensor] | Mapping[str, NDArray[np.generic]]) -> Layout:
     """Return the layout of the float entries of a state dict."""
     kept = {name: entry for name, entry in state.items() if is_weight(entry)}

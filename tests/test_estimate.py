@@ -56,7 +56,7 @@ def test_the_sums_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     attacked = 10 + 6 * 300 * 2.0  # longer than the three others on one worker
     assert found.seconds == {
         "train": pytest.approx((2 * 2 * honest + 2 * attacked) / 4),
-        # Two of four rounds have an attacker, who keeps a worker busy longer than the other three clients the other one.
+        # In two of four rounds the attacker keeps one worker busy longer than the other three clients the other one.
         "encrypt": (2 * 2 * 3.0 + 2 * 1 * 3.0) / 4,
         "aggregate": 4 * 0.5,
         "decrypt": 7.0,  # two clients, two workers

@@ -51,7 +51,9 @@ SECTIONS: dict[str, tuple[type, str]] = {
         plans.StrategyPlan,
         "`fedprox` needs `arguments: {proximal_mu: 0.1}`, the weight of the proximal term in the training of honest "
         "and polluted clients (the step is plain FedAvg's). Attackers ignore it, whatever their attack, and so do "
-        "clients with a local defense, which has an objective of its own.",
+        "clients with a local defense, which has an objective of its own. BatchNorm's running statistics follow the "
+        "aggregate under every strategy, at most all the way: a momentum, a moment or a `server_rate` above 1 would "
+        "carry a variance past zero, and the model would be NaN.",
     ),
     "evaluation": (plans.EvaluationPlan, ""),
     "faults[]": (

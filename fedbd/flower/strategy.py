@@ -32,7 +32,7 @@ from fedbd.flower.mods import SECURE
 from fedbd.flower.outcome import Outcome, Replacement
 from fedbd.flower.proxies import CohortGrid, OrderedGrid
 from fedbd.flower.saving import restore_strategy, strategy_state
-from fedbd.params import Layout, join, layout_of, split
+from fedbd.params import Layout, is_statistic, join, layout_of, split
 from fedbd.seeding import numpy_rng, torch_rng
 from fedbd.sums import bucket_of
 from fedbd.types import Aggregate, Aggregator, Memory, Need, Notes, TrustedData, Vector
@@ -317,7 +317,11 @@ class DefendedStrategy(Strategy):
         return pack_all({name: named.get(name, array) for name, array in now.arrays.items()})
 
     def _step(self, server_round: int, now: _Round, delta: Vector) -> ArrayRecord:
-        """Hand the inner strategy one synthetic reply; integer buffers keep the global model's values."""
+        """Hand the inner strategy one synthetic reply; integer buffers keep the global model's values.
+
+        BatchNorm's running statistics follow the aggregate, at most all the way: a server rate or an optimizer that
+        carries a variance past it can make it negative, and the model NaN.
+        """
         if self.frozen:
             delta = delta.copy()
             for name, part in split(delta, now.layout).items():
@@ -332,7 +336,11 @@ class DefendedStrategy(Strategy):
         if arrays is None:
             raise RunFailed(f"round {server_round}: {type(self.strategy).__name__} returned no weights")
         after = view_all(arrays)
-        stepped = {name: np.asarray(after[name], np.float32) for name in now.layout.names}
+        followed = split(now.fold.start + np.float32(min(self.server_rate, 1.0)) * delta, now.layout)
+        stepped = {
+            name: followed[name] if is_statistic(name) else np.asarray(after[name], np.float32)
+            for name in now.layout.names
+        }
         return self._arrays(now, join(stepped, now.layout))
 
     def configure_evaluate(

@@ -59,10 +59,12 @@ def app(change: Change | None = None) -> ClientApp:
     return toy
 
 
-def rounds(strategy: DefendedStrategy, toy: ClientApp, count: int = 2) -> dict[str, np.ndarray[Any, Any]]:
+def rounds(
+    strategy: DefendedStrategy, toy: ClientApp, count: int = 2, start: dict[str, Any] | None = None
+) -> dict[str, np.ndarray[Any, Any]]:
     with SerialExecutor(lambda: toy) as executor:
         grid = LocalGrid(executor, CLIENTS)
-        result = strategy.start(grid, pack_all(START), num_rounds=count, timeout=30)
+        result = strategy.start(grid, pack_all(start or START), num_rounds=count, timeout=30)
     return {name: array.copy() for name, array in view_all(result.arrays).items()}
 
 
@@ -136,6 +138,29 @@ def test_server_rate_scales_the_step() -> None:
     final = rounds(DefendedStrategy(fedavg(), Mean(), server_rate=0.25), app(), 1)
     expected = START["w"] + 0.25 * np.mean([step_of(client) for client in range(CLIENTS)], axis=0)
     np.testing.assert_allclose(final["w"], expected, atol=2**-24)
+
+
+@pytest.mark.parametrize("rate", [0.25, 1.0, 3.0])
+@pytest.mark.parametrize(
+    "inner",
+    [
+        fedavg,
+        lambda: FedAvgM(fraction_evaluate=0.0, server_learning_rate=1.0, server_momentum=0.9),
+        lambda: FedAdam(fraction_evaluate=0.0, eta=0.5),
+    ],
+    ids=["FedAvg", "FedAvgM", "FedAdam"],
+)
+def test_running_statistics_follow_the_clients_and_no_optimizer(inner: Callable[[], FedAvg], rate: float) -> None:
+    def halve(client: int, arrays: dict[str, Any], metrics: dict[str, Any]) -> None:
+        arrays["norm.running_var"] *= np.float32(0.5)
+        arrays["norm.running_mean"] += np.float32(client)
+
+    start = {**START, "norm.running_var": np.ones(2, np.float32), "norm.running_mean": np.zeros(2, np.float32)}
+    final = rounds(DefendedStrategy(inner(), Mean(), server_rate=rate), app(halve), 4, start=start)
+    way = min(rate, 1.0)
+    np.testing.assert_allclose(final["norm.running_var"], (1 - way / 2) ** 4, atol=1e-6)  # FedAvgM alone: below 0
+    mean = np.mean(range(CLIENTS))
+    np.testing.assert_allclose(final["norm.running_mean"], 4 * way * mean, atol=1e-6)
 
 
 def test_a_strategy_over_single_updates_is_refused() -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedbd.central import draw_trusted, hold_out
-from fedbd.compatibility import GIVERS
+from fedbd.compatibility.cleanup_rules import GIVERS
 from fedbd.data.assemble import held_by_server
 from fedbd.defenses.trusted_data import fewest_trusted, needs_classes, needs_trusted, several_classes
 from fedbd.errors import Problem, UserError

@@ -604,7 +604,7 @@ COMBINATIONS = [
     load(
         "a grid too fine for the encryption",
         GOOD + "secure_sum: {name: ckks, grid_bits: 32}\n",
-        "secure_sum.grid_bits: half a grid step (1.16e-10) must exceed the noise of 10 clients (2.54e-09); use at most "
+        "secure_sum.grid_bits: half a grid step (1.16e-10) must exceed the noise of 10 clients (2.63e-09); use at most "
         "27 or, with parameters: n8192, at most 31",
     ),
     load(

@@ -21,6 +21,7 @@ from fedbd.scores import isolation_quality
 from fedbd.seeding import torch_rng
 from fedbd.training import sgd, train_epoch
 from fedbd.types import Notes
+from fedbd.whole_files import write_text
 
 PLAN, STATE, LOG, MODEL = "central.yaml", "state.safetensors", "epochs.jsonl", "model.safetensors"
 NOTES = "notes.json"
@@ -102,7 +103,7 @@ def _defended(plan: CentralPlan, data: CentralData, model: nn.Module, rest: Tens
         if state.isolated is not None and not told:
             line |= isolation_quality(state.isolated, data.poisoned, len(data.train))
             told = True
-        _put(folder / NOTES, json.dumps(defense.notes(state)) + "\n")
+        write_text(folder / NOTES, json.dumps(defense.notes(state)) + "\n")
         yield line, state.tensors()
 
 
@@ -116,21 +117,14 @@ def _claim(plan: CentralPlan, folder: Path) -> None:
     if held:
         raise ScenarioError([Problem(path=str(folder), expected=held, remedy=remedy)])
     if not (folder / STATE).exists() and not (folder / MODEL).exists():
-        _put(folder / PLAN, dump_yaml(to_plain(plan)))
+        write_text(folder / PLAN, dump_yaml(to_plain(plan)))
 
 
 def _keep_lines(log: Path, epochs: int) -> None:
     """Cut off the lines of epochs that are trained again, and one that a kill left half written."""
     if log.exists():
         lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-        _put(log, "".join(lines[:epochs]))
-
-
-def _put(path: Path, text: str) -> None:
-    """Write a file in one step: whoever looks sees the old one, or the new one whole."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+        write_text(log, "".join(lines[:epochs]))
 
 
 def _save(plan: CentralPlan, model: nn.Module, rest: Mapping[str, Tensor], folder: Path, epoch: int) -> None:

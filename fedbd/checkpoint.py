@@ -17,10 +17,9 @@ import re
 import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +29,7 @@ from fedbd.errors import CheckpointError, Problem, RunFailed
 from fedbd.record import ROUNDS, read_rounds
 from fedbd.saved_state import Arrays, Unsaveable, decode, encode
 from fedbd.scenario import Scenario, fingerprint, to_dict
+from fedbd.whole_files import whole_file, write_text
 
 FOLDER = "checkpoint"
 FORM, VERSION = "fedbd checkpoint", 1
@@ -100,11 +100,13 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     try:
         place.mkdir(exist_ok=True)
         entries, places = _packed(arrays)
-        digest = _write(place / f"{name}.npz", lambda file: np.savez(file, **entries))  # type: ignore[arg-type]
+        with whole_file(place / f"{name}.npz") as file:
+            np.savez(file, **entries)  # type: ignore[arg-type]
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         body = {"form": FORM, "version": VERSION, "round": checkpoint.round, **asdict(checkpoint.stamp)}
         body |= {"arrays": digest, "places": places, "state": tree}
-        text = json.dumps({**body, "seal": _seal(body)}).encode()
-        _write(place / f"{name}.json", lambda file: file.write(text))
+        write_text(place / f"{name}.json", json.dumps({**body, "seal": _seal(body)}))
         _sync_folder(place)
         _tidy(place, checkpoint.round)
     except OSError as error:
@@ -251,19 +253,6 @@ def _tidy(place: Path, last: int) -> None:
         match = _NAME.fullmatch(entry.name)
         if match is None or int(match[1]) not in (last, before):
             entry.unlink()
-
-
-def _write(path: Path, fill: Callable[[IO[bytes]], object]) -> str:
-    """Write a file that appears whole or not at all; return its SHA-256."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(draft, "w+b") as file:
-        fill(file)
-        file.flush()
-        os.fsync(file.fileno())
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    os.replace(draft, path)
-    return digest
 
 
 def _sync_folder(place: Path) -> None:

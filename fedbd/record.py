@@ -14,6 +14,7 @@ from typing import Any
 
 from fedbd.errors import DataError, Problem, UserError
 from fedbd.round_record import ROUND_NAMES, RoundRecord, plain, round_record
+from fedbd.whole_files import write_text
 
 __all__ = [
     "FINISHED",
@@ -64,13 +65,13 @@ class RunFolder:
 
     def write_scenario(self, text: str) -> None:
         """Write ``scenario.yaml``, the resolved scenario."""
-        _write(self.path / SCENARIO, text)
+        write_text(self.path / SCENARIO, text)
 
     def write_environment(self, *, devices: Sequence[str] = (), threads: int | None = None) -> None:
         """Write ``environment.json``: versions, CPU, devices, threads, commit; nothing of the user's environment."""
         from fedbd.environment import describe  # noqa: PLC0415 - it imports torch, which readers do without
 
-        _write(self.path / ENVIRONMENT, _dumps(describe(devices=devices, threads=threads), indent=2) + "\n")
+        write_text(self.path / ENVIRONMENT, _dumps(describe(devices=devices, threads=threads), indent=2) + "\n")
 
     def cut_back(self, last: int) -> None:
         """Drop the rounds after ``last`` (-1: all) and the summary: a run that was ended goes on from there."""
@@ -94,7 +95,7 @@ class RunFolder:
         first = read_environment(self.path) or here
         part = {"from_round": max(last, 0), "damaged_checkpoints": list(damaged), **here}
         whole = {**first, "resumed": [*first.get("resumed", []), part]}
-        _write(self.path / ENVIRONMENT, _dumps(whole, indent=2) + "\n")
+        write_text(self.path / ENVIRONMENT, _dumps(whole, indent=2) + "\n")
 
     def append_round(self, record: Mapping[str, Any]) -> None:
         """Append one line to ``rounds.jsonl`` and see it onto the disk.
@@ -111,11 +112,11 @@ class RunFolder:
     def keep_rounds(self, last: int) -> None:
         """Drop the rounds after ``last``: a run resumed from a checkpoint writes them anew."""
         kept = [record for record in read_rounds(self.path) if record["round"] <= last]
-        _write(self.path / ROUNDS, "".join(_dumps(record) + "\n" for record in kept))
+        write_text(self.path / ROUNDS, "".join(_dumps(record) + "\n" for record in kept))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json`` in one step: whoever looks sees the old one, or the new one whole."""
-        _write(self.path / SUMMARY, _dumps(plain(summary), indent=2) + "\n")
+        write_text(self.path / SUMMARY, _dumps(plain(summary), indent=2) + "\n")
 
 
 def _refuse_to_overwrite(path: Path, resume: bool) -> None:
@@ -140,16 +141,6 @@ def _cut_half_line(path: Path) -> None:
 
 def _dumps(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, allow_nan=False, indent=indent)
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file in one step, and see it onto the disk."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(draft, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
 
 
 def read_rounds(path: str | Path) -> list[dict[str, Any]]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import os
 import pickle
 import re
 import struct
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fedbd.errors import CheckpointError, Problem
+from fedbd.whole_files import whole_file
 
 FOREIGN = re.compile(r"Unsupported global: GLOBAL (\S+)")
 """How PyTorch names what ``weights_only`` does not open."""
@@ -66,16 +65,8 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, marks: Mapping[str, 
     """Write named tensors and text marks as safetensors, as ``save_safetensors`` does."""
     state = {name: entry.detach().cpu().contiguous() for name, entry in tensors.items()}
     data = safetensors.torch.save(state, metadata={"format": "pt", **marks})
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with whole_file(path) as file:
+        file.write(data)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

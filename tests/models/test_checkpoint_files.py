@@ -73,6 +73,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_model_is_as_readable_as_any_new_file(tmp_path):
+    save_safetensors(mlp(1), tmp_path / "model.safetensors")
+    (tmp_path / "other").touch()
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
 def changed(**changes):
     """Write the state of an Mlp with entries replaced, or left out where None."""
 

@@ -7,6 +7,7 @@ nothing that is slow itself.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -48,6 +49,15 @@ def begin(modules: Sequence[str]) -> None:
         context.set_forkserver_preload([*PRELOAD, *modules])
     with _starting, _conditions(hide_main=True):
         forkserver.ensure_running()
+    atexit.register(_end)
+
+
+def _end() -> None:
+    """End the server at once, with the command that began it: one that still loads would keep its output open."""
+    server: Any = forkserver._forkserver
+    if server._forkserver_pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(server._forkserver_pid, signal.SIGKILL)
 
 
 def server_context() -> ForkServerContext | SpawnContext:

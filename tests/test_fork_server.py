@@ -1,5 +1,6 @@
 """One process that all others are forked from: who comes from it, with which signals and which fedbd."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -126,6 +127,18 @@ def test_the_command_line_takes_a_run_and_its_workers_from_one_server(tmp_path):
     finally:
         run.kill()
         run.wait()
+
+
+def test_a_mistake_does_not_wait_for_the_server(tmp_path):
+    (tmp_path / "wrong.yaml").write_text("rounds: none\n")
+    command = [sys.executable, "-m", "fedbd", "run", "wrong.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+    assert (done.returncode, "rounds" in done.stderr) == (2, True)
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            assert os.readlink(entry / "cwd") != str(tmp_path), cmdline(int(entry.name))
+        except OSError:
+            continue  # it is another user's, or gone
 
 
 def children(pid: int) -> list[int]:

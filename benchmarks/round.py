@@ -2,9 +2,10 @@
 
     FEDBD_DATA=/path/to/data python benchmarks/round.py [--rounds 4] [--repeats 3] [--scenario FILE] [--json FILE]
 
-The bare loop is the limit: as many processes as fedbd has workers, one thread each, the same model, batch size, dtype,
-memory format and optimizer, tensors in memory, and nothing else. fedbd and the loop take turns, so that both see the
-same machine; the ratio is formed pair by pair. Round 1 of each run (workers start, caches fill) is not counted.
+The bare loops are the limit: as many processes as fedbd has workers, one thread each, the same model, batch size,
+dtype, memory format and optimizer, tensors in memory, and nothing else; one trains, one evaluates in chunks as large
+as fedbd's. fedbd and the loops take turns, so that all see the same machine; ratios are formed pair by pair.
+Round 1 of each run (workers start, caches fill) is not counted.
 """
 
 from __future__ import annotations
@@ -31,21 +32,27 @@ from fedbd.runs import run
 from fedbd.scenario import Scenario, load_scenario
 from fedbd.training import memory_format_of, sgd
 
+CHUNK = 250  # fedbd evaluates so many images at once
 PHASES = ("train", "encrypt", "aggregate", "decrypt", "cleanup", "detect", "evaluate", "total")
 
 
-def bare_worker(scenario: Scenario, images: int, times: int, start: Barrier, done: Barrier) -> None:
-    """Train ``images`` images in batches between two barriers, ``times`` times."""
+def bare_worker(kind: str, scenario: Scenario, images: int, times: int, start: Barrier, done: Barrier) -> None:
+    """Train or evaluate ``images`` images in batches between two barriers, ``times`` times."""
     torch.set_num_threads(1)
     prepared = prepare(scenario)
     model = prepared.new_model()
     optimizer = sgd(model, scenario.training)
     layout = memory_format_of(model)
-    size = scenario.training.batch_size
+    size = scenario.training.batch_size if kind == "train" else CHUNK
     x, y = prepared.dataset.train.batch(torch.arange(50 * size))
     batches = [(x[i : i + size].contiguous(memory_format=layout), y[i : i + size]) for i in range(0, len(y), size)]
 
     def steps(count: int) -> None:
+        if kind == "evaluate":
+            with torch.inference_mode():
+                for i in range(count):
+                    model.eval()(batches[i % len(batches)][0])
+            return
         for i in range(count):
             x, y = batches[i % len(batches)]
             optimizer.zero_grad(set_to_none=True)
@@ -55,17 +62,17 @@ def bare_worker(scenario: Scenario, images: int, times: int, start: Barrier, don
     steps(20)
     for _ in range(times):
         start.wait()
-        steps(images // size)
+        steps(round(images / size))
         done.wait()
 
 
-def bare_seconds(scenario: Scenario, images: int, workers: int, times: int) -> list[float]:
+def bare_seconds(kind: str, scenario: Scenario, images: int, workers: int, times: int) -> list[float]:
     """Return the seconds that ``workers`` bare loops need for so many images together, ``times`` times."""
     context = multiprocessing.get_context("spawn")
     start, done = context.Barrier(workers + 1), context.Barrier(workers + 1)
     share = images // workers
     processes = [
-        context.Process(target=bare_worker, args=(scenario, share, times, start, done)) for _ in range(workers)
+        context.Process(target=bare_worker, args=(kind, scenario, share, times, start, done)) for _ in range(workers)
     ]
     for process in processes:
         process.start()
@@ -86,12 +93,19 @@ def one_turn(scenario: Scenario, workers: int) -> dict[str, Any]:
         lines = run(scenario, folder).rounds[2:]
     images = [sum(notes["images"] for notes in line["notes"]["clients"].values()) for line in lines]
     seconds = {name: [line["seconds"][name] for line in lines] for name in PHASES}
-    bare = statistics.mean(bare_seconds(scenario, int(statistics.mean(images)), workers, len(lines)))
+    measured = [
+        line["evaluated_samples"] + sum(attack["evaluated_samples"] for attack in line["per_attack"].values())
+        for line in lines
+    ]
+    bare = {
+        kind: statistics.mean(bare_seconds(kind, scenario, int(statistics.mean(count)), workers, len(lines)))
+        for kind, count in (("train", images), ("evaluate", measured))
+    }
     return {
-        "images": statistics.mean(images),
+        "images": {"train": statistics.mean(images), "evaluate": statistics.mean(measured)},
         "seconds": {name: statistics.mean(values) if None not in values else None for name, values in seconds.items()},
         "bare": bare,
-        "ratio": bare / statistics.mean(seconds["train"]),
+        "ratio": {kind: each / statistics.mean(seconds[kind]) for kind, each in bare.items()},
     }
 
 
@@ -131,10 +145,11 @@ def main() -> None:
     print(f"torch {torch.__version__}; {arguments.repeats} turns of {arguments.rounds - 1} counted rounds; medians")
     for name, value in middle.items():
         print(f"  {name:<10} {value:7.3f} s")
-    print(f"  {'images':<10} {statistics.median(turn['images'] for turn in turns):7.0f} trained a round")
-    print(f"  {'bare loop':<10} {statistics.median(turn['bare'] for turn in turns):7.3f} s for as many images")
-    ratios = sorted(turn["ratio"] for turn in turns)
-    print(f"  {'ratio':<10} {statistics.median(ratios):7.2f} (bare / train; {ratios[0]:.2f} .. {ratios[-1]:.2f})")
+    for kind in ("train", "evaluate"):
+        count, bare = (statistics.median(turn[what][kind] for turn in turns) for what in ("images", "bare"))
+        ratios = sorted(turn["ratio"][kind] for turn in turns)
+        middle_ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        print(f"  {kind:<10} {count:7.0f} images; bare {bare:.3f} s; bare / fedbd {middle_ratio}")
     if arguments.json:
         arguments.json.write_text(json.dumps(turns, indent=2))
 

@@ -59,14 +59,14 @@ def main() -> None:
     model = new_model(plan, data.dataset)
     load_checkpoint(model, given.checkpoint)
     model.eval()
-    trusted, many = data.trusted(500, 0.5, 1), data.trusted(2500, 0.0004, 1)
+    trusted, many = data.trusted(625, 0.2, 1), data.trusted(2500, 0.0004, 1)  # 500 and 2,499 to fit on
     epoch = TrainingPlan(epochs=1, batch_size=64, lr=0.01, augment="crop_flip")
 
     def bare(samples: Samples) -> float:
         return timed(lambda: train(copy.deepcopy(model), samples, epoch, rng()))
 
-    say("RNP, 500 images", timed(lambda: RNP(augment="crop_flip").clean(model, trusted, Clues(), rng()), 1),
-        40 * bare(trusted.fit), "40 training epochs on its 250")  # fmt: skip
+    say("RNP, 500 images to fit on", timed(lambda: RNP(augment="crop_flip").clean(model, trusted, Clues(), rng()), 1),
+        40 * bare(trusted.fit), "40 training epochs on its 500")  # fmt: skip
     one, plain = bare(many.fit), FineTune(epochs=1)
     tuned = timed(lambda: plain.clean(model, many, Clues(), rng()))
     say("fine-tuning epoch, 2,500 images", tuned, one, "a bare epoch")

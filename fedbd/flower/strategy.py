@@ -269,15 +269,20 @@ class DefendedStrategy(Strategy):
         )
         replaced = self.after_round(outcome) if self.after_round is not None else None
         if replaced is not None:
-            arrays = self._arrays(now, replaced.weights)
-            if isinstance(getattr(self.strategy, "current_arrays", None), ArrayRecord):
-                # FedAvgM steps from the weights that it made itself, and would undo the repair.
-                self.strategy.current_arrays = arrays  # type: ignore[attr-defined]
-            if replaced.reset_optimizer:
-                for name in MOMENTS:
-                    if hasattr(self.strategy, name):
-                        setattr(self.strategy, name, None)
+            arrays = self._replaced(now, replaced)
         return arrays, MetricRecord({"accepted": len(accepted)})
+
+    def _replaced(self, now: _Round, replaced: Replacement) -> ArrayRecord:
+        """Make the inner strategy go on from a repaired model."""
+        arrays = self._arrays(now, replaced.weights)
+        if isinstance(getattr(self.strategy, "current_arrays", None), ArrayRecord):
+            # FedAvgM steps from the weights that it made itself, and would undo the repair.
+            self.strategy.current_arrays = arrays  # type: ignore[attr-defined]
+        if replaced.reset_optimizer:
+            for name in MOMENTS:
+                if hasattr(self.strategy, name):
+                    setattr(self.strategy, name, None)
+        return arrays
 
     def _opened(self, now: _Round) -> Opened:
         if self.secure_sum is not None:

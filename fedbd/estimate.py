@@ -31,7 +31,7 @@ from fedbd.sums import to_row
 from fedbd.training import TrainingPlan, train
 from fedbd.types import Role, Samples, Vector
 
-BATCHES, CHUNK, TURNS = 8, 250, 3
+BATCHES, CHUNK, TURNS, COHORTS = 8, 250, 3, 500
 DECRYPTORS = 2
 HEADER = 128
 """Bytes before the values of an array in a message."""
@@ -216,14 +216,12 @@ def _round(prepared: Prepared, pace: Pace, workers: int, *, attacked: bool) -> d
     clear = dataclasses.replace(pace, encrypt=0.0)
     trained, sent = (
         statistics.fmean(
-            _train_seconds(prepared, each, workers, round_, attacked) for round_ in range(1, scenario.rounds + 1)
+            _train_seconds(prepared, each, workers, round_, attacked) for round_ in _looked_at(scenario.rounds)
         )
         for each in (clear, pace)
     )
     every = scenario.evaluation.every
-    measured = len(
-        [round_ for round_ in range(1, scenario.rounds + 1) if round_ % every == 0 or round_ == scenario.rounds]
-    )
+    measured = scenario.rounds // every + (scenario.rounds % every > 0)  # the last round always is
     images = len(prepared.measured)
     threads = min(cores(), -(-images // CHUNK))
     found = {
@@ -234,6 +232,11 @@ def _round(prepared: Prepared, pace: Pace, workers: int, *, attacked: bool) -> d
         "evaluate": measured / scenario.rounds * images * (pace.clean + pace.triggered) / threads,
     }
     return {**found, "total": sum(found.values())}
+
+
+def _looked_at(rounds: int) -> list[int]:
+    """Return the rounds whose cohorts are drawn: all, or so many spread over a long run."""
+    return sorted({int(round_) for round_ in np.linspace(1, rounds, min(rounds, COHORTS))})
 
 
 def _train_seconds(prepared: Prepared, pace: Pace, workers: int, round_: int, attacked: bool) -> float:

@@ -103,7 +103,7 @@ def _wanted(detail: Any) -> str:
     context = detail.get("ctx", {})
     for key, sign in _SIGNS.items():
         if key in context:
-            return f"{sign} {context[key]:g}"
+            return f"{sign} {context[key]:.12g}"
     if detail["type"] == "literal_error":
         return either(_literals(detail))
     fallback: str = detail["msg"].removeprefix("Input should be ")

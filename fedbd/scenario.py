@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Gt, MinLen
+from annotated_types import Ge, Gt, Le, MinLen
 
 from fedbd.crypto.grid import GRID_BITS
 from fedbd.data.files import content_of
@@ -50,6 +50,8 @@ WARM_UP = " (warm-up)"
 """What the name of a warm-up ends in."""
 WATCHED = 10
 """A warm-up is measured every so many rounds."""
+MOST_ROUNDS = 1_000_000
+"""Rounds of a run, at most: rules look at every one before it starts."""
 SHARED = ("twins", "warm-ups")
 """Folders of runs that several scenarios share, beside those that are named after scenarios."""
 
@@ -97,7 +99,7 @@ class Scenario:
     """
 
     name: Annotated[str, MinLen(1)]
-    rounds: Positive
+    rounds: Annotated[int, Ge(1), Le(MOST_ROUNDS)]
     data: DataPlan
     model: Annotated[Method, Kind("model")]
     seed: int = 0

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fedbd import cli, estimate
@@ -159,3 +160,10 @@ def test_sizes_and_lines() -> None:
         "  traffic   2 kB down and 3 kB up a round",
         "  without   the start of the run",
     ]
+
+
+def test_a_long_run_is_looked_at_here_and_there() -> None:
+    assert estimate._looked_at(4) == [1, 2, 3, 4]
+    spread = estimate._looked_at(1_000_000)
+    assert (len(spread), spread[0], spread[-1]) == (estimate.COHORTS, 1, 1_000_000)
+    assert max(np.diff(spread)) - min(np.diff(spread)) <= 1

@@ -38,7 +38,7 @@ class TrainingPlan:
     """
 
     epochs: Annotated[int, Ge(1)] = 2
-    batch_size: Annotated[int, Ge(1)] = 64
+    batch_size: Annotated[int, Ge(1), Le(1_000_000)] = 64
     lr: Annotated[float, Gt(0)] = 0.1
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     nesterov: bool = False

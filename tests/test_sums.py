@@ -97,7 +97,7 @@ def test_weights_count() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 2 * LARGEST])
 def test_what_does_not_fit_the_grid_is_refused(value: float) -> None:
-    with pytest.raises(SecureSumFailed, match="1 of 4 values cannot be encrypted"):
+    with pytest.raises(SecureSumFailed, match="1 of 4 values of the update cannot be summed exactly"):
         to_row(np.array([0, value, 0], np.float32), 1.0)
 
 

@@ -41,9 +41,11 @@ def quantize(
     unfit = ~(np.abs(wide) <= limit)  # NaN compares false, so it is unfit too
     if unfit.any():
         where = int(np.flatnonzero(unfit)[0])
+        diverged = not np.isfinite(wide).all()
         raise SecureSumFailed(
-            f"{int(unfit.sum())} of {wide.size} values cannot be encrypted: expected finite numbers of magnitude at "
-            f"most {limit:g}, got {wide.flat[where]:g} at position {where}; clip the update or lower the learning rate"
+            f"{int(unfit.sum())} of {wide.size} values of the update cannot be summed exactly: expected finite numbers "
+            f"of magnitude at most {limit:g}, got {wide.flat[where]:g} at position {where}; "
+            + ("training diverged: lower the learning rate" if diverged else "clip the update")
         )
     # A power of two changes no bit of the mantissa, so the only rounding is rint's own.
     return np.rint(np.ldexp(wide, bits)).astype(np.int64)

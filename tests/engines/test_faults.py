@@ -47,7 +47,7 @@ REASONS = {
         "hang": NO_REPLY,
         "die": DIED,
         "raise": RAISED,
-        "nan": "cannot be encrypted|finite",
+        "nan": "cannot be summed exactly: expected finite",
         "wrong_shape": r"arrays do not fit the model: '[\w.]+weight' must be \(4, 64\), got \(64,\)",
         "renamed": r"arrays do not fit the model: missing \['[\w.]+weight'\], unknown \['[\w.]+.renamed'\]",
         "garbage": "no npy array",

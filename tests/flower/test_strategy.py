@@ -215,7 +215,7 @@ def integers(arrays: dict[str, Any]) -> None:
 
 
 SPOILED = {
-    nan: "cannot be encrypted|finite",
+    nan: "cannot be summed exactly: expected finite",
     infinite: "finite",
     huge: "magnitude",
     shape: r"'w' must be \(3, 4\), got \(4,\)",

@@ -27,12 +27,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from fedbd.environment import cores
+from fedbd.estimate import CHUNK
 from fedbd.prepared import prepare
 from fedbd.runs import run
 from fedbd.scenario import Scenario, load_scenario
 from fedbd.training import memory_format_of, sgd
 
-CHUNK = 250  # fedbd evaluates so many images at once
 PHASES = ("train", "encrypt", "aggregate", "decrypt", "cleanup", "detect", "evaluate", "total")
 
 
@@ -50,8 +50,9 @@ def bare_worker(kind: str, scenario: Scenario, images: int, times: int, start: B
     def steps(count: int) -> None:
         if kind == "evaluate":
             with torch.inference_mode():
+                model.eval()
                 for i in range(count):
-                    model.eval()(batches[i % len(batches)][0])
+                    model(batches[i % len(batches)][0])
             return
         for i in range(count):
             x, y = batches[i % len(batches)]

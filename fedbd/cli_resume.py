@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedbd.cli_arguments import AsJson, Quiet, check_table, in_json
-from fedbd.cli_run import LogEvery, Printed, Table, carry_out, warm_up_processes
+from fedbd.cli_run import LogEvery, Printed, Table, carry_out, load_ahead
 
 
 def resume(
@@ -28,7 +28,7 @@ def resume(
 
     Missing attack-free twins are run, too. A run that has finished is only compared.
     """
-    warm_up_processes()
+    load_ahead()
     from fedbd.resuming import plan_resumption  # noqa: PLC0415
 
     with in_json(as_json):

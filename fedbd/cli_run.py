@@ -61,7 +61,7 @@ def run(
 ) -> None:
     """Run scenarios, several side by side, and compare them."""
     if not dry_run:
-        warm_up_processes()
+        load_ahead()
     from fedbd.runs import plan, with_seeds  # noqa: PLC0415
 
     with in_json(as_json):
@@ -96,7 +96,7 @@ class Printed:
     table: Path | None
 
 
-def warm_up_processes() -> None:
+def load_ahead() -> None:
     """Let the processes of runs load what they need while this one still reads what to run."""
     fork_server.begin(["fedbd.jobs", "fedbd.engines"])
 

@@ -213,12 +213,10 @@ def timed(step: Callable[[], object]) -> float:
 def _round(prepared: Prepared, pace: Pace, workers: int, *, attacked: bool) -> dict[str, float]:
     """Return the seconds of a mean round."""
     scenario = prepared.scenario
-    clear = dataclasses.replace(pace, encrypt=0.0)
+    rounds = [_jobs(prepared, pace, round_, attacked) for round_ in _looked_at(scenario.rounds)]
     trained, sent = (
-        statistics.fmean(
-            _train_seconds(prepared, each, workers, round_, attacked) for round_ in _looked_at(scenario.rounds)
-        )
-        for each in (clear, pace)
+        statistics.fmean(_spread([job + more for job in jobs], workers) for jobs in rounds)
+        for more in (0.0, pace.encrypt)
     )
     every = scenario.evaluation.every
     measured = scenario.rounds // every + (scenario.rounds % every > 0)  # the last round always is
@@ -239,8 +237,8 @@ def _looked_at(rounds: int) -> list[int]:
     return sorted({int(round_) for round_ in np.linspace(1, rounds, min(rounds, COHORTS))})
 
 
-def _train_seconds(prepared: Prepared, pace: Pace, workers: int, round_: int, attacked: bool) -> float:
-    """Return the seconds of a round's training and encryption: the jobs spread over the workers, the longest first."""
+def _jobs(prepared: Prepared, pace: Pace, round_: int, attacked: bool) -> list[float]:
+    """Return the seconds that each client of a round trains."""
     scenario, sizes = prepared.scenario, prepared.federation.sizes
     jobs = []
     assigned = assignment(scenario)
@@ -252,7 +250,12 @@ def _train_seconds(prepared: Prepared, pace: Pace, workers: int, round_: int, at
             if attacks
             else scenario.training.epochs * sizes[client]
         )
-        jobs.append(pace.client + images * (pace.poisoned if attacks else pace.image) + pace.encrypt)
+        jobs.append(pace.client + images * (pace.poisoned if attacks else pace.image))
+    return jobs
+
+
+def _spread(jobs: list[float], workers: int) -> float:
+    """Return when the last worker is done, if the longest jobs are taken first."""
     loads = [0.0] * workers
     for job in sorted(jobs, reverse=True):
         loads[loads.index(min(loads))] += job

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 from pathlib import Path
@@ -74,6 +74,12 @@ def start(process: ForkServerProcess | SpawnProcess, *, hide_main: bool) -> None
     """Start a process of ``server_context``; ``hide_main``: it must not run the driver's script again."""
     with _starting, _conditions(hide_main=hide_main):
         process.start()
+
+
+def take(environment: Mapping[str, str]) -> None:
+    """Give a process its driver's environment variables: the fork server's own are of the moment when it began."""
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def join() -> None:

@@ -167,12 +167,8 @@ def _sized(scenario: Scenario, workers: int) -> Scenario:
 
 
 def _child(job: Job, verdict: Connection, environment: Mapping[str, str]) -> None:
-    """Run one job; everything it prints goes to a log in its folder, and one verdict goes back.
-
-    The fork server's environment variables are those of the moment when it was started: the command's own replace them.
-    """
-    os.environ.clear()
-    os.environ.update(environment)
+    """Run one job; everything it prints goes to a log in its folder, and one verdict goes back."""
+    fork_server.take(environment)
     fork_server.join()
     from fedbd.engines import execute  # noqa: PLC0415 - only the child needs Flower
 

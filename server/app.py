@@ -137,8 +137,8 @@ def _train(
     strategy = defended(scenario, prepared, rounds.after_round)
     saver = Saver(scenario=scenario, folder=folder, grid=grid, strategy=strategy, rounds=rounds, stamp=stamp)
     arrays = _started(prepared, rounds) if checkpoint is None else saver.restore(checkpoint)
-    if strategy.done < scenario.rounds:
-        with _drawing(scenario, prepared, folder):
+    with _drawing(scenario, prepared, folder):
+        if strategy.done < scenario.rounds:
             arrays = strategy.start(
                 _ordered(grid, scenario, prepared, rounds),
                 arrays,
@@ -147,8 +147,8 @@ def _train(
                 train_config=_told(prepared, rounds),
                 evaluate_fn=saver.save,
             ).arrays
-    save_safetensors(_last_model(prepared, rounds, arrays), folder.path / MODEL)
-    save_mask(folder.path, rounds.mask)
+        save_safetensors(_last_model(prepared, rounds, arrays), folder.path / MODEL)
+        save_mask(folder.path, rounds.mask)
 
 
 @contextlib.contextmanager

@@ -341,7 +341,7 @@ class DefendedStrategy(Strategy):
         if arrays is None:
             raise RunFailed(f"round {server_round}: {type(self.strategy).__name__} returned no weights")
         after = view_all(arrays)
-        followed = split(now.fold.start + np.float32(min(self.server_rate, 1.0)) * delta, now.layout)
+        followed = split(proposed if self.server_rate <= 1 else now.fold.start + delta, now.layout)
         stepped = {
             name: followed[name] if is_statistic(name) else np.asarray(after[name], np.float32)
             for name in now.layout.names

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping
 from multiprocessing.connection import Connection, wait
 
-from fedbd.fork_server import let_in
+from fedbd.fork_server import let_in, take
 
 
 def serve(pipe: Connection, factory: bytes, environment: Mapping[str, str]) -> None:
@@ -18,13 +18,12 @@ def serve(pipe: Connection, factory: bytes, environment: Mapping[str, str]) -> N
     Args:
         pipe: The worker's end of the pipe to the driver.
         factory: Pickle of a callable without arguments that returns the app.
-        environment: All environment variables; a fork server's own are those of the moment when it was started.
+        environment: All environment variables.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the driver decides
     let_in()
     threading.Thread(target=_leave_with_parent, daemon=True).start()
-    os.environ.clear()
-    os.environ.update(environment)
+    take(environment)
     from fedbd.flower.worker_loop import answer_all  # noqa: PLC0415 - it loads torch, which reads the environment
 
     answer_all(pipe, factory)

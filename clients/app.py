@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
-from fedbd.flower.arrays import pack_all, view_all
+from fedbd.flower.arrays import SCENARIO, pack_all, view_all
 from fedbd.flower.mods import protocol_mod
 from fedbd.flower.observer import observe
 from fedbd.params import is_weight, join, layout_of, split
@@ -38,7 +38,7 @@ def train(message: Message, context: Context) -> Message:
     started = time.perf_counter()
     torch.set_num_threads(1)  # more threads, other bits; parallelism comes from workers
     config = message.content["config"]
-    prepared = prepared_from_json(str(config["fedbd-scenario"]))
+    prepared = prepared_from_json(str(config[SCENARIO]))
     round_, client = int(config["server-round"]), int(context.node_config["partition-id"])
     mu = float(config.get("proximal-mu", 0.0))
     arrays = view_all(message.content["arrays"])

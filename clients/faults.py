@@ -16,7 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.clientapp.typing import ClientAppCallable
 
 from fedbd.faults import fault_of
-from fedbd.flower.arrays import pack, pack_all, view, view_all
+from fedbd.flower.arrays import SCENARIO, pack, pack_all, view, view_all
 from fedbd.flower.client_call import reason_of
 from fedbd.flower.cloning import clone
 from fedbd.flower.compat import ErrorCode
@@ -58,7 +58,7 @@ def inner(message: Message, context: Context, call_next: ClientAppCallable) -> M
 
 def _fault(message: Message, context: Context, stage: str) -> str | None:
     config = message.content["config"]
-    text = str(config["fedbd-scenario"])
+    text = str(config[SCENARIO])
     if '"faults"' not in text:  # most runs have none, and nothing to be loaded before the app does
         return None
     scenario = prepared_from_json(text).scenario

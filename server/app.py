@@ -22,7 +22,7 @@ from torch import nn
 from fedbd.checkpoint import Checkpoint, Stamp, remove_checkpoints, stamp_of
 from fedbd.environment import cores
 from fedbd.errors import FedBDError
-from fedbd.flower.arrays import pack_all, view_all
+from fedbd.flower.arrays import SCENARIO, pack_all, view_all
 from fedbd.flower.local_grid import LocalGrid
 from fedbd.flower.mods import checksum
 from fedbd.flower.observer import collect
@@ -180,7 +180,7 @@ def _told(prepared: Prepared, rounds: Rounds) -> ConfigRecord:
 
     A fresh model's entries are known to everybody.
     """
-    told: dict[str, str | bytes] = {"fedbd-scenario": message_text(prepared.scenario)}
+    told: dict[str, str | bytes] = {SCENARIO: message_text(prepared.scenario)}
     if prepared.own_names and prepared.scenario.start is not None:
         told[START_ENTRIES] = safetensors.numpy.save(prepared.own_entries(rounds.begun))
     return ConfigRecord(told)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 
-from fedbd.flower.arrays import pack_all, view_all
+from fedbd.flower.arrays import SCENARIO, pack_all, view_all
 from fedbd.flower.outcome import Outcome, Replacement
 from fedbd.flower.strategy import DefendedStrategy
 from fedbd.metrics import evaluate
@@ -79,7 +79,7 @@ def _go_on(
     arrays = pack_all({name: entry.numpy() for name, entry in model.state_dict().items()})
     found: Notes = {}
     for step in range(1, max(wanted) + 1):
-        config = ConfigRecord({"fedbd-scenario": message_text(scenario)})
+        config = ConfigRecord({SCENARIO: message_text(scenario)})
         messages = strategy.configure_train(point.round + step, arrays, config, grid)
         replies = grid.send_and_receive(messages, timeout=strategy.timeout)
         arrays = strategy.aggregate_train(point.round + step, replies)[0] or arrays

@@ -13,6 +13,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+SCENARIO = "fedbd-scenario"
+"""The config entry that tells clients the scenario: part of the simulation, and of no protocol."""
 _NUMPY = "numpy.ndarray"
 R = TypeVar("R", ArrayRecord, MetricRecord, ConfigRecord)
 
@@ -84,12 +86,16 @@ def records_of(content: RecordDict, kind: type[R]) -> dict[str, R]:
 
 
 def payload_bytes(content: RecordDict) -> int:
-    """Return the bytes of array payloads and of config and metric values (no framing, no transport)."""
-    total = 0
-    for record in content.values():
-        for value in record.values():
-            total += len(value.data) if isinstance(value, Array) else _scalar_bytes(value)
-    return total
+    """Return the bytes of array payloads and of config and metric values (no framing, no transport).
+
+    ``SCENARIO`` does not count.
+    """
+    return sum(
+        len(value.data) if isinstance(value, Array) else _scalar_bytes(value)
+        for record in content.values()
+        for name, value in record.items()
+        if name != SCENARIO
+    )
 
 
 def _scalar_bytes(value: Any) -> int:

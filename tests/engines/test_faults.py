@@ -283,3 +283,12 @@ def test_ray_records_the_same_and_ends(reference: Path, tmp_path: Path) -> None:
 def test_supernodes_record_the_same(reference: Path, tmp_path: Path) -> None:
     result = run(everywhere(name="deployment", timeout=120, workers=5), tmp_path)
     assert same_records(reference, result.path) == []
+
+
+@pytest.mark.flower
+@pytest.mark.slow
+def test_a_supernode_whose_client_died_goes_on(tmp_path: Path) -> None:
+    dies = {"kind": "die", "clients": {"ids": [FAULTY]}, "rounds": {"first": 2, "last": 2}}
+    result = run(scenario(dies, rounds=3, engine={"name": "deployment", "timeout": 120, "workers": 4}), tmp_path)
+    assert [line["accepted"] for line in result.rounds[1:]] == [[0, 1, 2, 3], [0, 2, 3], [0, 1, 2, 3]]
+    assert list(result.rounds[2]["notes"]["faults"]) == [str(FAULTY)]

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from fedbd import fork_server
 from fedbd.errors import FedBDError, UserError
 from fedbd.fork_server import ENDING, let_in
-from fedbd.record import SCENARIO, RunFolder, read_rounds, read_summary
+from fedbd.record import SCENARIO, RunFolder, read_rounds, read_summary, rounds_from
 from fedbd.run_text import scenario_text
 from fedbd.runs import LOG, Job, is_written, writing
 from fedbd.scenario import Scenario
@@ -70,7 +70,7 @@ class _Running:
     job: Job
     process: ForkServerProcess | SpawnProcess
     verdict: Connection
-    shown: int = 0
+    shown: int = 0  # bytes of its rounds.jsonl: what was told to the watcher
     word: bytes = b""
 
 
@@ -229,9 +229,9 @@ def _look(state: _State, running: _Running) -> None:
     ended = not running.process.is_alive()
     _listen(running)
     run_id = str(running.job.folder)
-    for line in read_rounds(running.job.folder)[running.shown :]:
+    lines, running.shown = rounds_from(running.job.folder, running.shown)
+    for line in lines:
         state.watcher.update(run_id, line)
-        running.shown += 1
     if not ended:
         return
     state.running.remove(running)

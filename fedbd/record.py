@@ -151,16 +151,30 @@ def read_rounds(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         DataError: If a whole line is damaged.
     """
+    return rounds_from(path, 0)[0]
+
+
+def rounds_from(path: str | Path, offset: int) -> tuple[list[dict[str, Any]], int]:
+    """Return the lines from a byte on, and the byte after them: for whoever follows a file that grows.
+
+    Raises:
+        DataError: If a whole line is damaged.
+    """
     file = Path(path) / ROUNDS if Path(path).is_dir() else Path(path)
     if not file.exists():
-        return []
+        return [], offset
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        *lines, rest = stream.read().split(b"\n")
+        end = stream.tell() - len(rest)
     records = []
-    for number, text in enumerate(file.read_bytes().split(b"\n")[:-1], start=1):
+    for number, text in enumerate(lines, start=1):
         try:
             records.append(_mapping(json.loads(text)))
         except ValueError as error:
-            raise _damaged(f"{file}:{number}", error) from error
-    return records
+            where = f"{file}:{number}" if offset == 0 else f"{file}: line {number} after byte {offset}"
+            raise _damaged(where, error) from error
+    return records, end
 
 
 def read_summary(path: str | Path) -> dict[str, Any] | None:

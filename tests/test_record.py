@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedbd.errors import DataError, UserError
-from fedbd.record import ROUND_NAMES, RunFolder, plain, read_rounds, read_summary, round_record, same_records
+from fedbd.record import ROUND_NAMES, RunFolder, plain, read_rounds, read_summary, round_record, rounds_from, same_records
 from fedbd.types import Role
 
 NAMES = [
@@ -146,6 +146,20 @@ def test_rounds_after_a_checkpoint_are_dropped(tmp_path):
     folder.keep_rounds(2)
     assert [line["round"] for line in read_rounds(tmp_path)] == [0, 1, 2]
     assert os.listdir(tmp_path) == ["rounds.jsonl"]  # no draft left
+
+
+def test_a_file_that_grows_is_followed_line_by_line(tmp_path):
+    file = tmp_path / "rounds.jsonl"
+    assert rounds_from(tmp_path, 0) == ([], 0)
+    file.write_bytes(b'{"round": 0}\n{"rou')
+    assert rounds_from(tmp_path, 0) == ([{"round": 0}], 13)
+    with file.open("ab") as stream:
+        stream.write(b'nd": 1}\n{"round": 2}\n')
+    assert rounds_from(tmp_path, 13) == ([{"round": 1}, {"round": 2}], 39)
+    assert rounds_from(tmp_path, 39) == ([], 39)
+    file.write_bytes(b'{"round": 0}\n{"round": 1}\n{"round\n')
+    with pytest.raises(DataError, match="line 2 after byte 13"):
+        rounds_from(tmp_path, 13)
 
 
 def test_a_damaged_line_is_named(tmp_path):

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -72,7 +71,7 @@ def client_round(
     whole = prepared.whole(weights, own)
     assign(model, whole, {**(buffers or {}), **{name: entry for name, entry in own.items() if not is_weight(entry)}})
     rng = torch_rng(scenario.seed, "train", round_, client)
-    data = on_device(prepared.federation.client(client), scenario.engine.device)
+    data = prepared.federation.client(client).to(scenario.engine.device)
     plan = plan_of(scenario.training, round_)
     ctx = prepared.attack_context(attack, whole) if attack is not None else None
     truth = None
@@ -152,11 +151,3 @@ def detect_own(
 def plan_of(plan: TrainingPlan, round_: int) -> TrainingPlan:
     """Return the plan with the learning rate of a round."""
     return dataclasses.replace(plan, lr=plan.lr * plan.lr_decay ** (round_ - 1))
-
-
-def on_device(data: Samples, device: str) -> Samples:
-    """Return the samples on the device that the scenario computes on."""
-    if device == "cpu":
-        return data
-    where = torch.device(device)
-    return Samples(data.images.to(where), data.labels.to(where))

@@ -32,7 +32,7 @@ from fedbd.scenario import Scenario, fingerprint, to_dict
 from fedbd.whole_files import whole_file, write_text
 
 FOLDER = "checkpoint"
-FORM, VERSION = "fedbd checkpoint", 1
+FORM, VERSION = "fedbd checkpoint", 2
 VERSIONS = ("fedbd", "flwr", "torch", "numpy")
 """Packages whose release can change a bit of a record."""
 
@@ -48,11 +48,13 @@ class Stamp:
 
     Attributes:
         scenario: Hash of what the scenario computes and measures.
+        data: Hash of the data set.
         code: Hash of fedbd's sources.
         versions: Releases of ``VERSIONS``.
     """
 
     scenario: str
+    data: str
     code: str
     versions: dict[str, str]
 
@@ -74,12 +76,13 @@ class Checkpoint:
     damaged: tuple[str, ...] = ()
 
 
-def stamp_of(scenario: Scenario, app_dir: Path) -> Stamp:
-    """Return what this process would write for a scenario, with the Flower app in ``app_dir``."""
+def stamp_of(scenario: Scenario, data: str, app_dir: Path) -> Stamp:
+    """Return what this process would write for a scenario and data of this hash, with the Flower app in ``app_dir``."""
     measured = json.dumps(to_dict(scenario)["evaluation"], sort_keys=True)
     text = "\n".join([fingerprint(scenario), measured, scenario.engine.device])
     versions = {name: importlib.metadata.version(name) for name in VERSIONS}
-    return Stamp(scenario=hashlib.sha256(text.encode()).hexdigest(), code=code_digest(app_dir), versions=versions)
+    wanted = hashlib.sha256(text.encode()).hexdigest()
+    return Stamp(scenario=wanted, data=data, code=code_digest(app_dir), versions=versions)
 
 
 def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
@@ -164,6 +167,9 @@ def differences(found: Stamp, now: Stamp, path: str, *, other_code: bool = False
         expected = "is of another scenario than the scenario.yaml beside it"
         remedy = "put that file back as it was, or run the scenario anew"
         return [Problem(path=path, expected=expected, remedy=remedy)]
+    if found.data != now.data:
+        remedy = "put the data back as they were, or run the scenario anew"
+        return [Problem(path=path, expected="is of a run on other data than are there now", remedy=remedy)]
     if other_code:
         return []
     changed = [
@@ -206,7 +212,7 @@ def _read(place: Path, round_: int) -> Checkpoint:
             raise ValueError(f"{file.name} is not the file that belongs to it")
     with np.load(file, allow_pickle=False) as loaded:
         arrays = _unpacked({name: loaded[name] for name in loaded.files}, text["places"])
-    stamp = Stamp(**{name: text[name] for name in ("scenario", "code", "versions")})
+    stamp = Stamp(**{name: text[name] for name in ("scenario", "data", "code", "versions")})
     return Checkpoint(round=text["round"], stamp=stamp, state=decode(text["state"], arrays))
 
 

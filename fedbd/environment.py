@@ -47,6 +47,15 @@ def describe(*, devices: Sequence[str] = (), threads: int | None = None) -> dict
     }
 
 
+def peak_memory(pid: int | None) -> int:
+    """Return the most memory that a living process ever held, in bytes; 0 where the system does not tell."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+
+
 def _version(name: str) -> str | None:
     try:
         return version(name)

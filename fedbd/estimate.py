@@ -114,7 +114,8 @@ def estimate(prepared: Prepared, workers: int | None = None) -> Estimate:
         pace = _pace(prepared)
     finally:
         torch.set_num_threads(threads)
-    at_once = min(scenario.engine.workers or workers or cores(), scenario.cohort_size)
+    at_once = 1 if scenario.engine.executor == "serial" else scenario.engine.workers or workers or cores()
+    at_once = min(at_once, scenario.cohort_size)
     own = _round(prepared, pace, at_once, attacked=True)
     with_twin = scenario.evaluation.twin and attack_window(scenario) is not None
     clear = dataclasses.replace(pace, encrypt=0.0, add=0.0, decrypt=0.0)
@@ -147,7 +148,7 @@ def _pace(prepared: Prepared) -> Pace:
     scenario = prepared.scenario
     model, whole = prepared.model, prepared.federation.client(0)
     plan = dataclasses.replace(scenario.training, epochs=1)
-    data = whole.subset(np.arange(min(len(whole), BATCHES * plan.batch_size)))
+    data = whole.subset(np.arange(min(len(whole), BATCHES * plan.batch_size))).to(scenario.engine.device)
     weights = flatten(model)
     rng = torch_rng(scenario.seed, "estimate")
 
@@ -161,11 +162,11 @@ def _pace(prepared: Prepared) -> Pace:
     attack = next((attack for attack in scenario.attacks if attack.role == "attacker" and attack.enabled), None)
     poisoned = image if attack is None else _poisoned(prepared, attack, data, plan)
     reset()
-    test = prepared.measured
+    test, judged = prepared.measured, prepared.new_model().eval()  # the server's, on the CPU
     chunk = test.subset(np.arange(min(len(test), CHUNK)))
-    clean = timed(lambda: logits(model, chunk, threads=1)) / len(chunk)
+    clean = timed(lambda: logits(judged, chunk, threads=1)) / len(chunk)
     triggered = sum(
-        timed(lambda stamp=trigger.stamp: logits(model, chunk, stamp=stamp, threads=1)) / len(chunk)  # type: ignore[misc]
+        timed(lambda stamp=trigger.stamp: logits(judged, chunk, stamp=stamp, threads=1)) / len(chunk)  # type: ignore[misc]
         for trigger, _ in prepared.triggers.values()
     )
     pace = Pace(image=image, poisoned=poisoned, client=client, clean=clean, triggered=triggered)

@@ -134,13 +134,16 @@ def _width(jobs: list[Job]) -> int:
 
 def _launch(state: _State, width: int, workers: int) -> None:
     for job in list(state.waiting):
-        failed = next((f for f in state.failures if f.folder == job.needs), None)
+        needs = (
+            job.needs.resolve() if job.needs is not None else None
+        )  # a user may have named the same folder otherwise
+        failed = next((f for f in state.failures if f.folder.resolve() == needs), None)
         if failed is not None:
             state.waiting.remove(job)
             _fail(
                 state, job, Failure(job.folder, f"its {_what(failed.folder)} failed: {failed.reason}", failed.mistake)
             )
-        elif len(state.running) < width and (job.needs is None or job.needs in state.done):
+        elif len(state.running) < width and (needs is None or needs in state.done):
             state.waiting.remove(job)
             state.running.append(_start(job, workers))
 
@@ -237,7 +240,7 @@ def _look(state: _State, running: _Running) -> None:
     state.running.remove(running)
     running.process.join()
     if running.word == b"done":
-        state.done.add(running.job.folder)
+        state.done.add(running.job.folder.resolve())
         state.watcher.finish(run_id, read_summary(running.job.folder) or {})
         return
     kind, _, text = running.word.decode(errors="ignore").partition(":")  # a cut may fall inside a letter

@@ -193,17 +193,29 @@ def prepare(scenario: Scenario) -> Prepared:
     return prepared
 
 
+def load_data(scenario: Scenario) -> Dataset:
+    """Return a scenario's data set.
+
+    Raises:
+        UserError: If the data are not there or damaged.
+    """
+    dataset: Dataset = scenario.data.method.impl.load(Path(scenario.data.root) if scenario.data.root else None)
+    return dataset
+
+
 def federate(scenario: Scenario) -> Federation:
     """Load the data and split them: who holds what, without a model.
 
     Raises:
         UserError: If the data are not there, damaged, or cannot be split so.
     """
-    root = Path(scenario.data.root) if scenario.data.root else None
     try:
-        dataset = scenario.data.method.impl.load(root)
         return assemble(
-            dataset, scenario.partition.method.impl, scenario.partition.clients, scenario.trusted, scenario.seed
+            load_data(scenario),
+            scenario.partition.method.impl,
+            scenario.partition.clients,
+            scenario.trusted,
+            scenario.seed,
         )
     except UserError as error:
         raise type(error)(error.problems, _heading(scenario)) from None

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from fedbd.central_training import PLAN
 from fedbd.checkpoint import Checkpoint, differences, missing_lines, read_checkpoint, stamp_of
+from fedbd.data.digest import digest
 from fedbd.engines import execute, flower_app_dir
 from fedbd.errors import Problem, UserError
 from fedbd.prepared import prepare
 from fedbd.record import FINISHED, SCENARIO, read_rounds, read_summary
-from fedbd.roles import attack_window
-from fedbd.runs import Job, RunResult, cut_back, identity, is_written, job_for, result_of, writing, written
-from fedbd.scenario import Scenario, load_scenario, twin_of
+from fedbd.runs import Job, RunResult, Shared, is_written, job_for, make_way, result_of, writing, written
+from fedbd.scenario import Scenario, load_scenario
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def plan_resumption(folders: Sequence[Path], *, workers: int | None = None, othe
     jobs = _jobs(found, workers, "other-code" if other_code else "same-code")
     _refuse([written(job.folder) for job in jobs if is_written(job.folder)], "nothing was started:")
     for job in jobs:
-        cut_back(job)
+        make_way(job)
     return Resumption(asked, jobs, finished, {folder: _where(each) for folder, (_, each) in found.items()})
 
 
@@ -109,22 +109,21 @@ def _unfinished(folder: Path, other_code: bool) -> tuple[Scenario, Checkpoint | 
         expected = "keeps no checkpoints (checkpoint: null), so nothing can go on"
         remedy = f"run it anew: fedbd run {folder / SCENARIO} --overwrite, or with another --out"
         raise UserError([Problem(path=str(folder), expected=expected, remedy=remedy)])
+    dataset = prepare(scenario).dataset
     if checkpoint is not None:
-        now = stamp_of(scenario, flower_app_dir())
+        now = stamp_of(scenario, digest(dataset), flower_app_dir())
         problems = differences(checkpoint.stamp, now, str(folder), other_code=other_code)
         _refuse([*problems, *missing_lines(folder, checkpoint.round)])
-    prepare(scenario)
     return scenario, checkpoint
 
 
 def _jobs(found: dict[Path, tuple[Scenario, Checkpoint | None]], workers: int | None, code: str) -> list[Job]:
     scenarios = {folder: _with_workers(scenario, workers) for folder, (scenario, _) in found.items()}
-    own = {identity(twin_of(s)): folder for folder, s in scenarios.items() if attack_window(s) is None}
-    twins: dict[str, Job] = {}
-    jobs = [job_for(s, folder, _out(folder, s), own, twins) for folder, s in scenarios.items()]
+    shared = Shared.of(scenarios)
+    jobs = [job_for(s, folder, _out(folder, s), shared) for folder, s in scenarios.items()]
     jobs = [dataclasses.replace(job, resume=code) for job in jobs]
     listed = {job.folder.resolve() for job in jobs}
-    alone = [twin for twin in twins.values() if twin.folder.resolve() not in listed]
+    alone = [twin for twin in shared.jobs.values() if twin.folder.resolve() not in listed]
     return [*alone, *sorted(jobs, key=lambda job: job.needs is not None)]
 
 

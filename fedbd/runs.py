@@ -6,27 +6,25 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
-import hashlib
-import importlib.metadata
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedbd.checkpoint import can_resume, read_checkpoint, stamp_of
 from fedbd.engines import execute, flower_app_dir
-from fedbd.environment import code_digest
 from fedbd.errors import Problem, UserError
 from fedbd.flower.strategies import inner_strategy
 from fedbd.flower.strategy import DefendedStrategy
+from fedbd.identity import DataDigests, identity
 from fedbd.prepared import prepare
 from fedbd.record import FINISHED, ROUNDS, SCENARIO, RunFolder, read_rounds, read_summary
 from fedbd.roles import attack_window
 from fedbd.saved_state import Unsaveable
-from fedbd.scenario import Scenario, fingerprint, twin_of, warm_up_of
+from fedbd.scenario import Scenario, twin_of, warm_up_of
 
 MODEL = "model.safetensors"
 """What a finished run leaves of its model, in its folder."""
@@ -131,18 +129,18 @@ def plan(scenarios: Sequence[Scenario], out: Path, *, overwrite: bool = False) -
         folders[folder] = scenario
         wrong = [dataclasses.replace(p, path=f"{scenario.name}: {p.path}") for p in strategy_problems(scenario)]
         problems += [problem for problem in wrong if problem not in problems]
-    own = {identity(twin_of(s)): folder for folder, s in folders.items() if attack_window(s) is None}
-    twins: dict[str, Job] = {}  # and warm-ups: what several scenarios may share
-    jobs = [job_for(scenario, folder, out, own, twins) for folder, scenario in folders.items()]
-    problems += [written(twin.folder) for twin in twins.values() if is_written(twin.folder)]
+    shared = Shared.of(folders)
+    jobs = [job_for(scenario, folder, out, shared) for folder, scenario in folders.items()]
+    twins = list(shared.jobs.values())
+    problems += [written(twin.folder) for twin in twins if is_written(twin.folder)]
     if problems:
         raise UserError(problems, "nothing was started:")
-    for folder in (*folders, *(twin.folder for twin in twins.values() if not twin.resume)):
+    for folder in folders:
         if folder.exists():
             shutil.rmtree(folder)
-    for twin in twins.values():
-        cut_back(twin)
-    return [*twins.values(), *sorted(jobs, key=lambda job: job.needs is not None)]
+    for twin in twins:
+        make_way(twin)
+    return [*twins, *sorted(jobs, key=lambda job: job.needs is not None)]
 
 
 def strategy_problems(scenario: Scenario) -> list[Problem]:
@@ -248,69 +246,88 @@ def _locked(file: int, kind: int) -> bool:
     return True
 
 
-def job_for(scenario: Scenario, folder: Path, out: Path, own: dict[str, Path], twins: dict[str, Job]) -> Job:
-    """Return the job for a scenario; those for its warm-up and its twin, if still to be run, are added to ``twins``.
+@dataclass(frozen=True)
+class Shared:
+    """What jobs that are planned together share.
+
+    Attributes:
+        own: Identity of a twin -> folder of a run that is the same, and is run, too.
+        data: Hashes of the data sets.
+        jobs: Identity -> job, of the twins and warm-ups that are still to be run.
+    """
+
+    own: dict[str, Path]
+    data: DataDigests
+    jobs: dict[str, Job] = field(default_factory=dict)
+
+    @staticmethod
+    def of(runs: Mapping[Path, Scenario]) -> Shared:
+        """Return it for runs by folder, before any of them is planned."""
+        data = DataDigests()
+        quiet = {folder: twin_of(s) for folder, s in runs.items() if attack_window(s) is None}
+        return Shared({identity(twin, data.of(twin)): folder for folder, twin in quiet.items()}, data)
+
+    def identity(self, scenario: Scenario) -> str:
+        """Return a scenario's identity."""
+        return identity(scenario, self.data.of(scenario))
+
+
+def job_for(scenario: Scenario, folder: Path, out: Path, shared: Shared) -> Job:
+    """Return the job for a scenario; those for its warm-up and its twin, if still to be run, are added to ``shared``.
 
     Args:
         scenario: What to run.
         folder: Where.
         out: Folder for all runs.
-        own: Identity of a twin -> folder of a run that is the same, and is run, too.
-        twins: Identity -> job.
+        shared: What it shares with others.
     """
-    start, warming = _warm_up(scenario, out, twins)
+    start, warming = _warm_up(scenario, out, shared)
     if not scenario.evaluation.twin or attack_window(scenario) is None:
         return Job(scenario, folder, warming, None, start)
     twin = twin_of(scenario)
-    key = identity(twin)
-    if key in own:
-        return Job(scenario, folder, own[key], own[key], start)
+    key = shared.identity(twin)
+    if key in shared.own:
+        return Job(scenario, folder, shared.own[key], shared.own[key], start)
     place = out / "twins" / key[:16]
     if (read_summary(place) or {}).get("status") == FINISHED:
         return Job(scenario, folder, warming, place, start)
-    if key not in twins:
-        twins[key] = _shared(twin, place, warming, start)
+    if key not in shared.jobs:
+        shared.jobs[key] = _shared(shared, twin, place, warming, start)
     return Job(scenario, folder, place, place, start)  # the twin waits for the warm-up
 
 
-def _shared(scenario: Scenario, place: Path, needs: Path | None = None, start: Path | None = None) -> Job:
+def _shared(
+    shared: Shared, scenario: Scenario, place: Path, needs: Path | None = None, start: Path | None = None
+) -> Job:
     """Return the job for a twin or a warm-up; one that was ended goes on where it stood."""
-    unfinished = not is_written(place) and can_resume(place, stamp_of(scenario, flower_app_dir()))
+    stamp = stamp_of(scenario, shared.data.of(scenario), flower_app_dir())
+    unfinished = not is_written(place) and can_resume(place, stamp)
     return Job(scenario, place, needs, None, start, "same-code" if unfinished else "")
 
 
-def _warm_up(scenario: Scenario, out: Path, shared: dict[str, Job]) -> tuple[Path | None, Path | None]:
+def _warm_up(scenario: Scenario, out: Path, shared: Shared) -> tuple[Path | None, Path | None]:
     """Return the model that a scenario's warm-up leaves, and the warm-up's folder if it must be run first."""
     warm_up = warm_up_of(scenario)
     if warm_up is None:
         return None, None
-    key = identity(warm_up)
+    key = shared.identity(warm_up)
     place = out / "warm-ups" / key[:16]
     model = place / MODEL
     if (read_summary(place) or {}).get("status") == FINISHED and model.is_file():
         return model, None
-    if key not in shared:
-        shared[key] = _shared(warm_up, place)
+    if key not in shared.jobs:
+        shared.jobs[key] = _shared(shared, warm_up, place)
     return model, place
 
 
-def cut_back(job: Job) -> None:
-    """Take what a resumed run will do again out of its folder, so that whoever watches it sees it once."""
-    if job.resume:
+def make_way(job: Job) -> None:
+    """Take what a job will do again out of its folder: all of it, or what comes after the checkpoint."""
+    if not job.resume:
+        if job.folder.exists():
+            shutil.rmtree(job.folder)
+    else:
         found = read_checkpoint(job.folder)
         RunFolder(job.folder, resume=True).cut_back(found.round if found is not None else -1)
-
-
-def identity(scenario: Scenario) -> str:
-    """Return a hash of what a run computes: its fingerprint, device, where its data lie, versions and fedbd's own code.
-
-    A finished twin is reused only where all of them are the same.
-    """
-    root = scenario.data.root or os.environ.get("FEDBD_DATA") or ""
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("fedbd", "flwr", "torch", "numpy")]
-    place = str(Path(root).resolve()) if root else ""
-    text = "\n".join([fingerprint(scenario), scenario.engine.device, place, *versions, code_digest(flower_app_dir())])
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def with_seeds(scenarios: Sequence[Scenario], seeds: int) -> list[Scenario]:

@@ -60,6 +60,10 @@ class Samples:
         rows = torch.as_tensor(index, dtype=torch.int64)
         return Samples(self.images[rows], self.labels[rows])
 
+    def to(self, device: str) -> Samples:
+        """Return the samples on a device (``cpu``, ``cuda``); themselves where they are there."""
+        return Samples(self.images.to(device), self.labels.to(device))
+
 
 def quantized(images: Tensor) -> Tensor:
     """Return float images in [0, 1] as they lie in memory: rounded to 256 levels, uint8, in the same shape."""

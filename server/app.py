@@ -20,6 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
 from fedbd.checkpoint import Checkpoint, Stamp, remove_checkpoints, stamp_of
+from fedbd.data.digest import digest
 from fedbd.environment import cores
 from fedbd.errors import FedBDError
 from fedbd.flower.arrays import SCENARIO, pack_all, view_all
@@ -93,13 +94,13 @@ def serve(
     started = time.perf_counter()
     # Server-side training must give the same bits on any machine; evaluation spreads over cores by itself.
     torch.set_num_threads(1)
-    stamp = stamp_of(scenario, APP_DIR)
+    prepared = Prepared(scenario, prepared_from_json(message_text(scenario)).federation)  # clients are told less
+    stamp = stamp_of(scenario, digest(prepared.dataset), APP_DIR)
     checkpoint = take_up(folder, stamp, other_code=resume == "other-code") if resume else None
     folder.write_scenario(scenario_text(scenario))
     if not resume:
         folder.write_environment(threads=1)
     observed = Path(os.environ.get("FEDBD_OBSERVER") or folder.path / "observations")
-    prepared = Prepared(scenario, prepared_from_json(message_text(scenario)).federation)  # clients are told less
     rounds = Rounds(
         prepared=prepared,
         folder=folder,
@@ -120,6 +121,7 @@ def serve(
     finally:
         seconds = time.perf_counter() - started + _seconds_before(checkpoint, rounds)
         summary = _summary(scenario, rounds, status, reason, seconds)
+        summary |= {"data_sha256": stamp.data, "peak_memory_bytes": _peak_memory(grid)}
         began = {"started_from": started_from(scenario, warmed), "resumed_from": resumed_from(folder.path)}
         folder.write_summary({**summary, **began, "relearning": relearned})
     remove_checkpoints(folder.path)
@@ -275,9 +277,13 @@ def _model_of(prepared: Prepared, weights: Vector) -> nn.Module:
     return model.eval()
 
 
+def _peak_memory(grid: Grid) -> int:
+    """Return the most memory that one of this process, its children and the local engine's workers held, in bytes."""
+    held = [resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return max(*held, grid.peak_memory() if isinstance(grid, LocalGrid) else 0)
+
+
 def _summary(scenario: Scenario, rounds: Rounds, status: str, reason: str, seconds: float) -> dict[str, Any]:
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    largest = max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, children)
     measures = summarize(rounds.lines, attack_window(scenario), scenario.rounds, planned_window(scenario))
     return {
         "name": scenario.name,
@@ -290,6 +296,5 @@ def _summary(scenario: Scenario, rounds: Rounds, status: str, reason: str, secon
         "cipher_noise": rounds.noise,
         "fingerprint": fingerprint(scenario),
         "seconds_total": seconds,
-        "peak_memory_bytes": largest * 1024,
         "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
     }

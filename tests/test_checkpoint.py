@@ -24,7 +24,7 @@ from fedbd.checkpoint import (
 )
 from fedbd.errors import CheckpointError, RunFailed
 
-STAMP = Stamp(scenario="s", code="c", versions={"torch": "2.13"})
+STAMP = Stamp(scenario="s", data="d", code="c", versions={"torch": "2.13"})
 
 
 def state(round_: int) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def test_another_form_is_refused_and_not_passed_over(tmp_path: Path) -> None:
     del body["seal"]
     body["version"] = 99
     file.write_text(json.dumps({**body, "seal": module._seal(body)}))
-    with pytest.raises(CheckpointError, match="must be of form fedbd checkpoint 1, got fedbd checkpoint 99"):
+    with pytest.raises(CheckpointError, match="must be of form fedbd checkpoint 2, got fedbd checkpoint 99"):
         read_checkpoint(tmp_path)
 
 
@@ -179,7 +179,7 @@ def test_only_what_wrote_it_goes_on(tmp_path: Path) -> None:
     for anyway in (False, True):
         [problem] = differences(STAMP, other, "run", other_code=anyway)
         assert str(problem).startswith("run: is of another scenario than the scenario.yaml beside it; put")
-    changed = Stamp(scenario="s", code="d", versions={"torch": "2.15"})
+    changed = Stamp(scenario="s", data="d", code="d", versions={"torch": "2.15"})
     [problem] = differences(STAMP, changed, "run")
     assert "(torch 2.13 became 2.15, fedbd's own sources changed)" in str(problem)
     assert "pass --other-code" in str(problem)

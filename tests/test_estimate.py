@@ -52,7 +52,7 @@ def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_sums_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """1,200 images at four clients: 300 each; two workers; the attacker acts in rounds 3 and 4 of 4."""
     monkeypatch.setattr(estimate, "_pace", lambda prepared: PACE)
-    found = estimate.estimate(prepare(from_dict({**RAW, "secure_sum": "ckks"})))
+    found = estimate.estimate(prepare(from_dict({**RAW, "engine": {}, "secure_sum": "ckks"})))
     honest = 10 + 2 * 300
     attacked = 10 + 6 * 300 * 2.0  # longer than the three others on one worker
     assert found.seconds == {
@@ -76,13 +76,15 @@ def test_the_sums_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_evaluating_less_and_more_workers_cost_less(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "_pace", lambda prepared: PACE)
-    every = {**RAW, "cleanup": [], "evaluation": {"every": 2, "twin": False}}
+    every = {**RAW, "engine": {}, "cleanup": [], "evaluation": {"every": 2, "twin": False}}
     one = estimate.estimate(prepare(from_dict(every)), workers=1)
     four = estimate.estimate(prepare(from_dict(every)), workers=4)
     assert one.seconds["evaluate"] == pytest.approx(449 * 0.375 / 2)
     assert (one.workers, four.workers, one.twin_seconds) == (1, 4, None)
     assert one.seconds["train"] == pytest.approx((2 * 4 * 610 + 2 * (3 * 610 + 3610)) / 4)
     assert four.seconds["train"] == pytest.approx((2 * 610 + 2 * 3610) / 4)
+    serial = estimate.estimate(prepare(from_dict({**every, "engine": {"executor": "serial"}})), workers=4)
+    assert (serial.workers, serial.seconds["train"]) == (1, one.seconds["train"])
 
 
 def test_the_median_of_a_few_turns_without_the_first() -> None:

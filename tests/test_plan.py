@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fedbd.errors import UserError
-from fedbd.runs import LOCK, Job, identity, is_written, plan, run, with_seeds, writing
+from fedbd.identity import DataDigests, identity
+from fedbd.runs import LOCK, Job, is_written, plan, run, with_seeds, writing
 from fedbd.scenario import Scenario, from_dict, twin_of
 
 MINIMAL: dict[str, Any] = {"name": "t", "rounds": 3, "data": {"name": "digits"}, "model": {"name": "mlp"}}
@@ -25,8 +28,12 @@ def quiet(name: str = "quiet", **more: Any) -> Scenario:
     return from_dict({**MINIMAL, "name": name, **more})
 
 
+def hash_of(scenario: Scenario) -> str:
+    return identity(scenario, DataDigests().of(scenario))
+
+
 def place_of(scenario: Scenario, out: Path) -> Path:
-    return out / "twins" / identity(twin_of(scenario))[:16]
+    return out / "twins" / hash_of(twin_of(scenario))[:16]
 
 
 def run_in(folder: Path, status: str = "finished", rounds: int = 1) -> Path:
@@ -254,12 +261,23 @@ def test_planning_changes_no_scenario(tmp_path: Path) -> None:
     assert scenario == before
 
 
-def test_a_twin_on_other_data_is_another_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    twin = twin_of(attacked())
-    before = identity(twin)
-    assert identity(twin) == before
-    monkeypatch.setenv("FEDBD_DATA", str(tmp_path))
-    assert identity(twin) != before
+@pytest.mark.parametrize("part", ["x_train", "y_train", "x_test", "y_test"])
+def test_a_twin_on_other_data_is_another_run(part: str, tmp_path: Path) -> None:
+    twin = twin_of(attacked(data={"name": "npz", "file": "data.npz", "root": str(tmp_path)}))
+    shapes = {"x_train": (300, 8, 8), "y_train": 300, "x_test": (50, 8, 8), "y_test": 50}
+    arrays = {
+        name: np.random.default_rng(1).integers(10, size=shape).astype(np.uint8) for name, shape in shapes.items()
+    }
+    np.savez(tmp_path / "data.npz", **arrays)
+    before = hash_of(twin)
+    assert hash_of(twin) == before
+    arrays[part].reshape(-1)[7] ^= 1
+    np.savez(tmp_path / "data.npz", **arrays)
+    assert hash_of(twin) != before
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(tmp_path / "data.npz", tmp_path / "elsewhere" / "data.npz")
+    moved = dataclasses.replace(twin, data=dataclasses.replace(twin.data, root=str(tmp_path / "elsewhere")))
+    assert hash_of(moved) == hash_of(twin)
 
 
 # Places that somebody is writing.

@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from fedbd.errors import DataError, UserError
-from fedbd.record import ROUND_NAMES, RunFolder, plain, read_rounds, read_summary, round_record, rounds_from, same_records
+from fedbd.record import (
+    ROUND_NAMES,
+    RunFolder,
+    plain,
+    read_rounds,
+    read_summary,
+    round_record,
+    rounds_from,
+    same_records,
+)
 from fedbd.types import Role
 
 NAMES = [

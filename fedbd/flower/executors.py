@@ -29,6 +29,7 @@ class Executor(Protocol):
     """Runs clients. A message and a context given to it are its own; nothing of them is shared with the caller.
 
     One that has a ``width``, the number of clients that it runs at once, is given no more messages than keep it busy.
+    One with other processes tells by ``peak_memory`` what the largest of them held.
 
     Attributes:
         keeps_time: Whether every message has an outcome without anybody watching a clock: the executor itself ends a
@@ -201,6 +202,10 @@ class ProcessPoolExecutor:
         if not future.cancel():
             for feeder in self._feeders:
                 feeder.kill(future)
+
+    def peak_memory(self) -> int:
+        """Return the most memory that one of the present workers held, in bytes; 0 where the system does not tell."""
+        return max(feeder.peak_memory() for feeder in self._feeders)
 
     def close(self) -> None:
         """End all workers; what still runs is killed."""

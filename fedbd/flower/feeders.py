@@ -71,6 +71,11 @@ class Feeder:
                 if self._worker is not None:
                     self._worker.kill()
 
+    def peak_memory(self) -> int:
+        """Return the most memory that the present worker held, in bytes; 0 where there is none."""
+        with self._lock:
+            return self._worker.peak_memory() if self._worker is not None else 0
+
     def _feed(self) -> None:
         try:
             self._ready_worker()

@@ -97,6 +97,11 @@ class LocalGrid(Grid):
         width = getattr(self._executor, "width", None)
         return None if width is None else 2 * int(width)
 
+    def peak_memory(self) -> int:
+        """Return the most memory that one of the executor's processes held, in bytes; 0 where nobody can tell."""
+        ask = getattr(self._executor, "peak_memory", None)
+        return int(ask()) if ask is not None else 0
+
     def set_run(self, run: Any) -> None:
         """Keep what Flower calls a run."""
         self._run = run

@@ -13,6 +13,7 @@ from typing import Any
 from flwr.app import Context, Message
 
 from fedbd import fork_server
+from fedbd.environment import peak_memory
 from fedbd.flower.client_call import Outcome
 from fedbd.flower.compat import ErrorCode
 from fedbd.flower.shared_bytes import REPLY_FILE, Outbox, Place, load, read_at
@@ -96,6 +97,10 @@ class WorkerProcess:
     def is_alive(self) -> bool:
         """Return whether the process runs."""
         return self._process.is_alive()
+
+    def peak_memory(self) -> int:
+        """Return the most memory that the process held, in bytes; 0 where the system does not tell."""
+        return peak_memory(self._process.pid)
 
     def kill(self) -> None:
         """End the process at once."""

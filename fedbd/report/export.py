@@ -17,9 +17,12 @@ Row = dict[str, Any]
 FIRST = ("run", "name", "seed", "finished", "round")
 """The columns that every table begins with; ``run`` is the run's folder."""
 
+SHARED = ("twins", "warm-ups")
+"""Folders of what runs share."""
+
 
 def run_folders(places: Sequence[Path]) -> list[Path]:
-    """Return the run folders that places name: a run's own, or all runs below a folder but for shared twins.
+    """Return the run folders that places name: a run's own, or all runs below a folder but for what they share.
 
     Raises:
         UserError: With every place that holds no run.
@@ -27,7 +30,7 @@ def run_folders(places: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     problems = []
     for place in places:
-        below = [path.parent for path in sorted(place.rglob(ROUNDS)) if path.parent.parent.name != "twins"]
+        below = [path.parent for path in sorted(place.rglob(ROUNDS)) if path.parent.parent.name not in SHARED]
         runs = [place] if (place / ROUNDS).is_file() else [path for path in below if (path / SCENARIO).is_file()]
         if not runs:
             problems.append(Problem(path=str(place), expected="must be a run's folder, or hold such folders"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +16,10 @@ from fedbd.checkpoint import FOLDER
 from fedbd.engines import execute, flower_app_dir
 from fedbd.errors import UserError
 from fedbd.flower.app_loader import load_component
+from fedbd.jobs import run_all
 from fedbd.record import SCENARIO, read_rounds, read_summary, resumed_from, same_records
 from fedbd.resuming import plan_resumption, resume
+from fedbd.run_text import scenario_text
 from fedbd.runs import LOCK, RunResult, plan, run, writing
 from fedbd.scenario import Scenario, from_dict
 
@@ -45,6 +48,21 @@ LOOP = {
     ],
     "strategy": {"name": "fedadam", "arguments": {"eta": 0.02}},
 }
+
+
+class Told:
+    """A watcher that notes which runs finish."""
+
+    def __init__(self) -> None:
+        self.finished: list[str] = []
+
+    def update(self, run_id: str, record: dict[str, Any]) -> None: ...
+
+    def finish(self, run_id: str, summary: dict[str, Any]) -> None:
+        self.finished.append(run_id)
+
+    def fail(self, run_id: str, reason: str) -> None:
+        raise AssertionError(reason)
 
 
 class Death(BaseException):
@@ -197,8 +215,6 @@ def test_a_twin_that_was_ended_goes_on_too(tmp_path: Path) -> None:
 
 
 def test_a_missing_twin_is_run_with_the_rest(tmp_path: Path) -> None:
-    import shutil
-
     fields = {**SMALL, "evaluation": {"twin": True}}
     whole = run(from_dict({**fields, "name": "whole"}), tmp_path / "whole")
     run(from_dict({**fields, "rounds": 5, "name": "other"}), tmp_path)  # leaves the twin
@@ -207,6 +223,37 @@ def test_a_missing_twin_is_run_with_the_rest(tmp_path: Path) -> None:
     result = resume(folder)
     assert same_records(whole.path, result.path) == []
     assert [path.name for path in (tmp_path / "twins").iterdir()] != []
+
+
+def test_a_twin_that_cannot_go_on_is_run_anew(tmp_path: Path) -> None:
+    fields = {**SMALL, "rounds": 3, "evaluation": {"twin": True}}
+    whole = run(from_dict({**fields, "name": "whole"}), tmp_path / "whole")
+    folder = dead(from_dict({**fields, "evaluation": {"twin": False}}), tmp_path, 2)
+    text = (folder / SCENARIO).read_text()
+    (folder / SCENARIO).write_text(text.replace("twin: false", "twin: true"))
+    shutil.rmtree(folder / FOLDER)  # as if it had ended before its first checkpoint
+    with death_after(1), pytest.raises(Death):
+        run(from_dict({**fields, "name": "other"}), tmp_path)
+    [twin] = (tmp_path / "twins").iterdir()
+    assert len(read_rounds(twin)) == 2
+    assert same_records(whole.path, resume(folder).path) == []
+    assert resumed_from(twin) == []
+
+
+def test_a_warm_up_may_be_named_beside_the_run_that_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scenario = from_dict({**SMALL, "rounds": 2, "start": {"warm_up": 2}})
+    with death_after(2), pytest.raises(Death):
+        run(scenario, tmp_path)  # dies in its warm-up
+    (warm_up,) = (tmp_path / "warm-ups").iterdir()
+    folder = tmp_path / "small" / "seed-3"
+    folder.mkdir(parents=True)
+    (folder / SCENARIO).write_text(scenario_text(scenario))
+    monkeypatch.chdir(tmp_path)
+    jobs = plan_resumption([folder.relative_to(tmp_path), warm_up.relative_to(tmp_path)]).jobs
+    told = Told()
+    assert run_all(jobs, told, 1) == []
+    assert told.finished == [str(job.folder) for job in jobs]
+    assert (read_summary(folder) or {})["status"] == "finished"
 
 
 def refused(folder: Path, **more: Any) -> str:
@@ -230,6 +277,9 @@ def test_what_cannot_go_on_is_refused_and_left_alone(tmp_path: Path, monkeypatch
     (folder / SCENARIO).write_text(text.replace("lr: 0.05", "lr: 0.06"))
     assert "is of another scenario than the scenario.yaml beside it" in refused(folder, other_code=True)
     (folder / SCENARIO).write_text(text)
+    with monkeypatch.context() as patch:
+        patch.setattr("fedbd.resuming.digest", lambda _: "other")
+        assert "is of a run on other data than are there now; put the data back" in refused(folder, other_code=True)
     lines = (folder / "rounds.jsonl").read_text()
     (folder / "rounds.jsonl").write_text("".join(lines.splitlines(keepends=True)[1:]))
     assert "rounds.jsonl: must hold the rounds 0 to 2, each once, for its checkpoint to go on, got 2" in refused(folder)

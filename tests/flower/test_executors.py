@@ -97,6 +97,12 @@ def federation(executor):
     return digest, metrics, random.random()
 
 
+def test_the_memory_of_workers_is_known_while_they_live(pool):
+    grid = LocalGrid(pool, 3)
+    assert 2**26 < grid.peak_memory() < 2**34
+    assert LocalGrid(SerialExecutor(OBEDIENT), 3).peak_memory() == 0
+
+
 def test_a_federation_gives_the_same_bits_on_any_number_of_workers(caplog):
     caplog.set_level(logging.ERROR, logger="flwr")
     expected = federation(SerialExecutor(LEARNER))

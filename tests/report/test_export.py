@@ -42,6 +42,7 @@ def runs(tmp_path: Path) -> Path:
     run(tmp_path / "runs" / "a" / "seed-1", "a", 1, LINES)
     run(tmp_path / "runs" / "b" / "seed-2", "b", 2, [{"round": 0, "attack_success": None}])
     run(tmp_path / "runs" / "twins" / "0123", "a (twin)", 1, LINES)
+    run(tmp_path / "runs" / "warm-ups" / "4567", "a (warm-up)", 1, LINES)
     return tmp_path / "runs"
 
 
@@ -59,7 +60,7 @@ def test_the_rows_worked_out_by_hand(runs: Path) -> None:
     assert list(rows[0])[:5] == ["run", "name", "seed", "finished", "round"]
 
 
-def test_a_folder_of_runs_stands_for_those_below_but_for_shared_twins(runs: Path) -> None:
+def test_a_folder_of_runs_stands_for_those_below_but_for_what_they_share(runs: Path) -> None:
     assert run_folders([runs]) == [runs / "a" / "seed-1", runs / "b" / "seed-2"]
     assert run_folders([runs / "twins" / "0123"]) == [runs / "twins" / "0123"]
     assert run_folders([runs / "a", runs]) == run_folders([runs])

@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from fedbd.central import CentralData, CentralPlan, identity, load_central, measure, new_model
+from fedbd.data.digest import digest
 from fedbd.defenses.local.central_state import CentralState, momentum_of, restore_momentum
 from fedbd.errors import Problem, ScenarioError
 from fedbd.models.checkpoint import load_checkpoint, read_tensors, save_safetensors, save_tensors
@@ -24,6 +25,8 @@ from fedbd.types import Notes
 from fedbd.whole_files import write_text
 
 PLAN, STATE, LOG, MODEL = "central.yaml", "state.safetensors", "epochs.jsonl", "model.safetensors"
+DATA = "data.json"
+"""Which data the training is on, by hash."""
 NOTES = "notes.json"
 """What a defense found, where one trained."""
 
@@ -44,19 +47,20 @@ def train_central(
     Args:
         plan: What to train.
         data: Its data.
-        folder: ``central.yaml`` (the plan), ``state.safetensors`` (weights, and all that the next epoch depends on),
-            ``epochs.jsonl``, where a defense trains ``notes.json``, and at the end ``model.safetensors``.
+        folder: ``central.yaml`` (the plan), ``data.json`` (a hash of the data set), ``state.safetensors`` (weights, and
+            all that the next epoch depends on), ``epochs.jsonl``, where a defense trains ``notes.json``, and at the
+            end ``model.safetensors``.
         on_epoch: Called with each new epoch's line.
 
     Returns:
         The trained model, in eval mode.
 
     Raises:
-        ScenarioError: If the folder holds another training.
+        ScenarioError: If the folder holds another training, or one on other data.
         MethodRefused: If a defense cannot act.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _claim(plan, folder)
+    _claim(plan, json.dumps({"sha256": digest(data.dataset)}) + "\n", folder)
     model = new_model(plan, data.dataset)
     if (folder / MODEL).exists():
         load_checkpoint(model, folder / MODEL)
@@ -107,16 +111,19 @@ def _defended(plan: CentralPlan, data: CentralData, model: nn.Module, rest: Tens
         yield line, state.tensors()
 
 
-def _claim(plan: CentralPlan, folder: Path) -> None:
+def _claim(plan: CentralPlan, data: str, folder: Path) -> None:
     """Write down what is trained in a folder, or refuse one that holds something else."""
     held, remedy = "", "choose another folder, or remove this one"
+    known = (folder / DATA).read_bytes().decode(errors="replace") if (folder / DATA).exists() else data
     if (folder / PLAN).exists():
         held = "" if identity(load_central(folder / PLAN)) == identity(plan) else "holds another training"
+        held = held or ("" if known == data else "holds a training on other data than are there now")
     elif (folder / MODEL).exists():
         held = f"holds a model without {PLAN}, so that nothing says what it was trained on"
     if held:
         raise ScenarioError([Problem(path=str(folder), expected=held, remedy=remedy)])
     if not (folder / STATE).exists() and not (folder / MODEL).exists():
+        write_text(folder / DATA, data)
         write_text(folder / PLAN, dump_yaml(to_plain(plan)))
 
 

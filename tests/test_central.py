@@ -260,6 +260,11 @@ def test_the_folder_of_another_training_is_refused(plan: CentralPlan, tmp_path: 
     for other in (twin_of(plan), replace(plan, seed=4), replace(plan, training=replace(plan.training, lr=0.04))):
         with pytest.raises(ScenarioError, match="holds another training"):
             train_central(other, data, tmp_path / "run")
+    labels = data.dataset.test.labels.clone()
+    labels[0] = (labels[0] + 1) % 10
+    changed = replace(data.dataset, test=replace(data.dataset.test, labels=labels))
+    with pytest.raises(ScenarioError, match="holds a training on other data than are there now"):
+        train_central(plan, replace(data, dataset=changed), tmp_path / "run")
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 

@@ -130,7 +130,8 @@ def test_train_leaves_model_and_twin_and_says_where(place: Path) -> None:
     out = (place / "said.txt").read_text()
     for seed, title in (("seed-1", "tiny seed 1"), ("seed-1-twin", "tiny seed 1 twin")):
         folder = place / "runs" / "tiny" / seed
-        assert {path.name for path in folder.iterdir()} == {"central.yaml", "epochs.jsonl", "model.safetensors"}
+        left = {"central.yaml", "data.json", "epochs.jsonl", "model.safetensors"}
+        assert {path.name for path in folder.iterdir()} == left
         lines = [json.loads(line) for line in (folder / "epochs.jsonl").read_text().splitlines()]
         assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5]
         assert f"{title}  epoch 5/5  loss" in out

@@ -250,7 +250,8 @@ class StrategyPlan:
 
     Attributes:
         name: A registered strategy, or ``package.module:Class``.
-        arguments: Its constructor's arguments; those that decide who takes part are ``cohort``'s.
+        arguments: Its constructor's arguments, of the types that it names; those that decide who takes part are
+            ``cohort``'s. Of Flower's own, rates and ``tau`` are above 0, momentum and ``beta`` from 0 to below 1.
     """
 
     name: str = "fedavg"

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import inspect
 import logging
+import types
+import typing
 from collections.abc import Iterator, Mapping
 from inspect import Parameter
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge, Gt, Lt
 from flwr.serverapp.strategy import Strategy
 
 from fedbd.errors import Problem, ScenarioError
+from fedbd.field_values import adapter, checked, shown
 from fedbd.registry import near_miss, resolve
 
 OURS = ("fraction_train", "fraction_evaluate", "min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
 """Arguments that decide who takes part: the scenario's cohort does."""
 
 REST = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+
+PLAIN = (int, float, bool, str, type(None))
+
+BOUNDS = {
+    **dict.fromkeys(("eta", "eta_l", "tau", "server_learning_rate"), (Gt(0),)),
+    **dict.fromkeys(("beta_1", "beta_2", "server_momentum"), (Ge(0), Lt(1))),
+}
+"""What arguments of Flower's own strategies can be: Flower takes any number, and trains into nonsense with most."""
 
 
 def inner_strategy(name: str, arguments: Mapping[str, Any]) -> Strategy:
@@ -34,7 +46,7 @@ def inner_strategy(name: str, arguments: Mapping[str, Any]) -> Strategy:
         expected = "must name a subclass of flwr.serverapp.strategy.Strategy"
         raise ScenarioError([Problem(path="strategy.name", expected=expected, got=repr(name))])
     known = inspect.signature(cls).parameters
-    problems = [*_unfit(arguments, known, cls), *_missing(arguments, known, cls)]
+    problems = [*_unfit(arguments, known, cls), *_missing(arguments, known, cls), *_wrong_values(arguments, cls)]
     if problems:
         raise ScenarioError(problems)
     ours = {"fraction_train": 1.0, "fraction_evaluate": 0.0}
@@ -74,3 +86,32 @@ def _missing(arguments: Mapping[str, Any], known: Mapping[str, Parameter], cls: 
         needed = parameter.default is Parameter.empty and parameter.kind not in REST and name not in OURS
         if needed and name not in arguments:
             yield Problem(path=f"strategy.arguments.{name}", expected=f"is required by {cls.__name__}")
+
+
+def _wrong_values(arguments: Mapping[str, Any], cls: type) -> list[Problem]:
+    """Return the arguments whose values are not of the type that the constructor names, or out of ``BOUNDS``."""
+    constructor = inspect.getattr_static(cls, "__init__")
+    flowers = str(constructor.__module__).startswith("flwr.")
+    try:
+        hints = typing.get_type_hints(constructor)
+    except (NameError, TypeError):  # a third party's annotation may name what is only there for a type checker
+        return []
+    problems: list[Problem] = []
+    for name, value in arguments.items():
+        path, hint = f"strategy.arguments.{name}", hints.get(name)
+        if name in OURS or hint is None:
+            continue
+        if _is_plain(hint):
+            bounds = BOUNDS.get(name, ()) if flowers else ()
+            check = adapter(Annotated[(hint, *bounds)] if bounds else hint)
+            checked(check, value, path, type(None) in typing.get_args(hint), "", problems)
+        elif flowers:
+            problems.append(Problem(path=path, expected="is a function, which YAML cannot give", got=shown(value)))
+    return problems
+
+
+def _is_plain(hint: Any) -> bool:
+    """Return whether an annotation names numbers, text, truth values, null or several of them."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return all(map(_is_plain, typing.get_args(hint)))
+    return hint in PLAIN or typing.get_origin(hint) is typing.Literal

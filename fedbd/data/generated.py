@@ -6,6 +6,7 @@ So the best classifier is known: the class whose picture is nearest. It is no st
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,11 +16,16 @@ from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
 from fedbd.data.cache import cached
-from fedbd.data.checks import Arrays, to_dataset
+from fedbd.data.checks import Arrays, describe, to_dataset
+from fedbd.environment import memory
+from fedbd.errors import DataError, Problem
 from fedbd.types import Dataset
 
 NOISE, SIGNAL, HAND = 40.0, 40.0, 12.0
 """Standard deviations in gray levels: of the noise, of a class's picture at difficulty 0, of a group's own picture."""
+
+LABEL, PICTURE = 24, 24
+"""Bytes that a label, and a pixel of a class's or group's picture, take while they are drawn."""
 
 PURPOSE = 20261127
 Positive = Annotated[int, Ge(1)]
@@ -67,11 +73,27 @@ class Generated:
         return found
 
     def load(self, root: Path | None) -> Dataset:
-        """Return the data set; ``root`` is not used."""
+        """Return the data set; ``root`` is not used.
+
+        Raises:
+            DataError: If this machine has too little memory for it.
+        """
         fields: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return to_dataset(cached("generated", fields | {"numpy": np.__version__}, [], self._make))
 
+    def _refuse_too_much(self) -> None:
+        """Refuse more than fits into memory: past it the process would be killed, without a word."""
+        count, pixels = self.samples + self.test_samples, math.prod(self.shape)
+        pictures = self.classes + (self.groups or 0)
+        needed = count * (pixels + LABEL) + pictures * pixels * PICTURE
+        if needed > memory():
+            expected = f"must fit into this machine's memory of {memory() / 1e9:,.1f} GB"
+            got = f"{needed / 1e9:,.1f} GB ({count:,} images of {describe(self.shape)}, {self.classes:,} classes)"
+            remedy = "lower data.samples, data.test_samples, data.classes, data.groups or data.shape"
+            raise DataError([Problem(path="data", expected=expected, got=got, remedy=remedy)])
+
     def _make(self) -> Arrays:
+        self._refuse_too_much()
         rng = np.random.Generator(np.random.PCG64([PURPOSE, self.seed]))
         faces = SIGNAL * (1 - self.difficulty) * _smooth(self.classes, self.shape, rng)
         hands = HAND * _smooth(self.groups or 0, self.shape, rng)

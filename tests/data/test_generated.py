@@ -32,6 +32,20 @@ def test_form_and_counts():
     assert (data.classes, len(data.test), data.groups) == (4, 10, None)
 
 
+def test_more_than_the_machine_has_is_refused_before_anything_is_made(monkeypatch):
+    monkeypatch.setattr("fedbd.data.generated.memory", lambda: 8 * 10**9)
+    with pytest.raises(UserError) as caught:
+        Generated(samples=10**14, shape=(1, 16, 16)).load(None)
+    assert str(caught.value) == (
+        "data: must fit into this machine's memory of 8.0 GB, got 28,000,000.0 GB (100,000,000,000,500 images of 16x16 "
+        "with 1 channel, 10 classes); lower data.samples, data.test_samples, data.classes, data.groups or data.shape"
+    )
+    for fields in ({"shape": (3, 40_000, 40_000)}, {"classes": 10**7, "samples": 10**7, "shape": (1, 6, 6)}):
+        with pytest.raises(UserError, match=r"must fit into this machine's memory of 8.0 GB"):
+            Generated(**fields).load(None)
+    assert len(Generated(samples=51).load(None).train) == 51
+
+
 def test_the_seed_decides_and_each_field_counts():
     def images(**fields):
         return Generated(samples=50, **fields).load(None).train.images

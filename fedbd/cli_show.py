@@ -160,6 +160,7 @@ def _show_run(folder: Path, table: Path | None, quiet: bool, as_json: bool) -> N
     from fedbd.report.curves import draw_curves  # noqa: PLC0415
     from fedbd.report.detection_table import render_pairs  # noqa: PLC0415
     from fedbd.report.rows import write_rows  # noqa: PLC0415
+    from fedbd.report.run_facts import render_facts  # noqa: PLC0415
     from fedbd.report.run_view import load_run, run_values  # noqa: PLC0415
 
     view = load_run(folder)
@@ -172,6 +173,7 @@ def _show_run(folder: Path, table: Path | None, quiet: bool, as_json: bool) -> N
         render_comparison(terminal(), compare([view]))
         render_cleanups(terminal(), view)
         render_pairs(terminal(), view.summary["detection"])
+        render_facts(terminal(), folder, view)
     draw_curves(folder / "curves.png", [view])
     if not quiet:
         typer.echo(f"Curves: {folder / 'curves.png'}")

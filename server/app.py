@@ -123,6 +123,7 @@ def serve(
         summary = _summary(scenario, rounds, status, reason, seconds)
         summary |= {"data_sha256": stamp.data, "peak_memory_bytes": _peak_memory(grid)}
         began = {"started_from": started_from(scenario, warmed), "resumed_from": resumed_from(folder.path)}
+        began["twin"] = os.path.relpath(twin, folder.path) if twin is not None else None
         folder.write_summary({**summary, **began, "relearning": relearned})
     remove_checkpoints(folder.path)
 

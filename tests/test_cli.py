@@ -370,6 +370,8 @@ def test_the_floor_of_an_attack_is_the_clean_scenarios_success(runs: Runs) -> No
         )
         floors = [None if line["collapsed"] else line["attack_success"] for line in clean]
         assert [line["attack_success_floor"] for line in attacked] == floors
+        summaries = (json.loads((runs.folder / f"{place}/summary.json").read_text()) for place in PLACES[seed - 1 :: 2])
+        assert [summary["twin"] for summary in summaries] == [f"../../small-clean/seed-{seed}", None]
         assert [line["attackers"] for line in clean[1:]] == [[], []]
         assert all(len(line["attackers"]) == 1 for line in attacked[1:])
 
@@ -430,6 +432,7 @@ def test_show_a_run(runs: Runs, fedbd_: Callable[..., Said]) -> None:
     assert said.status == 0
     assert "small" in said.out
     assert "CA %" in said.out
+    assert f"Attack-free twin: {runs.folder / 'runs/small-clean/seed-1'}\n" in said.out
     assert f"Curves: {folder / 'curves.png'}" in said.out
     assert (folder / "curves.png").stat().st_size > 1000
 

@@ -76,6 +76,7 @@ def summarize(
         ``clean_accuracy``, ``clean_accuracy_price``, ``attack_success``, ``attack_success_floor``,
         ``net_attack_success``, ``robust_accuracy`` and ``cleanup``, ``detection``, ``per_attack`` by name, all means
         over ``counted_rounds`` (its first and last); of collapsed ones only the accuracies and the floor count.
+        ``attack_success_rounds``: how many of them the success, its floor and the net success are means over.
         ``collapsed`` (the last of them, or half of them, are) and ``collapsed_rounds`` of the whole run; the course of
         the attack, see ``attack_course``; ``client_detection``, pooled over all rounds; ``server_saw`` of the last
         round, but the smallest ``honest_per_sum_min`` of all; ``seconds_per_round``; ``rounds``, ``planned_rounds`` and
@@ -94,6 +95,7 @@ def summarize(
         "clean_accuracy_price": mean(_price(line) for line in tail),
         **{name: mean(line.get(name) for line in tail) for name in ("attack_success", "attack_success_floor")},
         "net_attack_success": mean(_net(line) for line in tail),
+        "attack_success_rounds": _success_rounds(tail),
         "robust_accuracy": mean(line.get("robust_accuracy") for line in tail),
         **attack_course(ran, window),
         "collapsed": (collapsed[-1] or 2 * sum(collapsed) >= len(collapsed)) if collapsed else None,
@@ -143,6 +145,17 @@ def _seen(rounds: Sequence[Line]) -> dict[str, Any] | None:
 def _net(line: Line) -> float | None:
     success, floor = line.get("attack_success"), line.get("attack_success_floor")
     return None if success is None or floor is None else success - floor
+
+
+def _success_rounds(rounds: Sequence[Line]) -> dict[str, int]:
+    """Return how many rounds have a success, a floor, and both: where these differ, net is no difference of means."""
+    return {
+        **{
+            name: sum(line.get(name) is not None for line in rounds)
+            for name in ("attack_success", "attack_success_floor")
+        },
+        "net_attack_success": sum(_net(line) is not None for line in rounds),
+    }
 
 
 def attack_course(rounds: Sequence[Line], window: tuple[int, int] | None) -> dict[str, Any]:

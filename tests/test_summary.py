@@ -111,6 +111,8 @@ def test_rounds_whose_twin_collapsed_have_no_floor_and_no_net_success():
     found = summarize([line(n, 0.5, attack_success_floor=f) for n, f in enumerate(floors, 1)], (1, 3), 3)
     assert (found["attack_success"], found["attack_success_floor"]) == (0.5, pytest.approx(0.2))
     assert found["net_attack_success"] == pytest.approx(0.3)
+    rounds = {"attack_success": 3, "attack_success_floor": 2, "net_attack_success": 2}
+    assert found["attack_success_rounds"] == rounds
 
 
 def test_an_attack_free_run_is_measured_over_the_rounds_of_the_attacked_one():
@@ -249,6 +251,7 @@ def test_nothing_at_all():
     assert (found["rounds"], found["collapsed_rounds"]) == (0, 0)
     numbers = {k: v for k, v in found.items() if k not in ("rounds", "collapsed_rounds", "planned_rounds")}
     assert numbers.pop("attack_window") == [1, 3]
+    assert set(numbers.pop("attack_success_rounds").values()) == {0}
     assert [numbers.pop(k) for k in ("cleanup", "detection", "per_attack")] == [{}, {}, {}]
     assert set(numbers.values()) == {None}
 

@@ -74,6 +74,7 @@ class Arm:
             where it did not always.
         server_saw: What the server saw in the last round, and the fewest honest clients behind a sum of any round; one
             text per kind of view among the runs.
+        net: Over how many rounds ASR, floor and net ASR are means, in words, where these are not the same rounds.
         measured: When and on what its runs were measured, in words, if not in every round on the whole test set.
         statistics: By measure: ``clean_accuracy``, ``cleanup.rnp.in_loop.attack_success``, ``detection.strip.auc``.
     """
@@ -90,6 +91,7 @@ class Arm:
     server_saw: tuple[str, ...]
     statistics: Mapping[str, Statistic]
     measured: tuple[str, ...] = ()
+    net: tuple[str, ...] = ()
 
 
 def compare(runs: Sequence[RunView], *, seed: int = 0) -> list[Arm]:
@@ -145,6 +147,7 @@ def _arm(name: str, runs: Sequence[RunView], unpaired: str, reference: Mapping[s
         server_saw=tuple(dict.fromkeys(seen_text(run.summary["server_saw"]) for run in done)),
         statistics=statistics,
         measured=tuple(dict.fromkeys(text for run in done if (text := _measured_text(run)))),
+        net=tuple(dict.fromkeys(text for run in done if (text := _net_text(run)))),
     )
 
 
@@ -153,6 +156,14 @@ def _measured_text(run: RunView) -> str:
     every, samples = evaluation.get("every", 1), evaluation.get("samples")
     parts = [f"every {every} rounds"] * (every > 1) + [f"on {samples} test images"] * (samples is not None)
     return " ".join(parts)
+
+
+def _net_text(run: RunView) -> str:
+    """Return over how many rounds ASR, floor and net ASR are means, or "" where net ASR is ASR less floor."""
+    success, floor, net = run.summary["attack_success_rounds"].values()
+    if run.summary["collapsed"] or not net or success == floor == net:
+        return ""
+    return f"ASR over {success}, floor over {floor}, net ASR over the {net} that have both"
 
 
 def measures_of(run: RunView) -> dict[str, float | None]:

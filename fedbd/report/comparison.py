@@ -159,6 +159,11 @@ def notes(arms: Sequence[Arm]) -> list[str]:
     if len({text for arm in arms for text in arm.counted}) > 1:
         listed = "; ".join(f"{arm.name} {', '.join(arm.counted)}" for arm in arms if arm.counted)
         found.append(f"The figures are means over different rounds: {listed}.")
+    found += [
+        f"{arm.name}, rounds of the means: {text}; so net ASR is not ASR less floor."
+        for arm in arms
+        for text in arm.net
+    ]
     found += [f"{arm.name} was measured {', '.join(arm.measured)}." for arm in arms if arm.measured]
     if any(len(arm.seeds) < FEW_SEEDS for arm in arms):
         found.append(f"Fewer than {FEW_SEEDS} seeds: an impression, not a finding.")

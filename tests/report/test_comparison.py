@@ -145,6 +145,23 @@ def test_means_over_different_rounds_are_named():
     assert not any("different rounds" in note for note in notes(compare([run("a", 0, 0.1), run("b", 0, 0.2)])))
 
 
+def test_a_net_success_over_other_rounds_than_the_success_is_named():
+    def noted(floors, collapsed):
+        lines = [
+            round_record(round=n, attack_success=0.5, attack_success_floor=floor, collapsed=n in collapsed)
+            for n, floor in enumerate(floors)
+        ]
+        view = RunView(arm="x", seed=0, scenario={}, rounds=lines, summary=summarize(lines, (1, 3), 3))
+        return [note for note in notes(compare([view])) if "net ASR is not" in note]
+
+    assert noted([None, None, 0.1, 0.1], collapsed=[1]) == noted([0.1] * 4, collapsed=[]) == []
+    assert noted([None] * 4, collapsed=[]) == noted([0.1] * 4, collapsed=[3]) == []  # no floor; a collapsed run
+    assert noted([None, None, 0.1, 0.1], collapsed=[2]) == [
+        "x, rounds of the means: ASR over 2, floor over 2, net ASR over the 1 that have both; so net ASR is not ASR "
+        "less floor."
+    ]
+
+
 def test_the_course_of_the_attack_has_a_table():
     long = course_run("long", 0, [0, 0.6, 0.8, 0.9, 0.9], notes={"twin": {"clean_accuracy": 0.95}})
     arms = compare(

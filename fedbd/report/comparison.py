@@ -172,7 +172,9 @@ def notes(arms: Sequence[Arm]) -> list[str]:
     if any(arm.collapsed or any(arm.cleaned_collapsed.values()) for arm in arms):
         found.append("Collapsed runs count in CA only: their ASR is nobody's success. (of n) counts the others.")
     if any(arm.statistics["collapsed_rounds"].mean for arm in arms if arm.seeds):
-        found.append("Collapsed rounds, counted over the whole run, are in no ASR, net ASR, RA or AUC; they are in CA.")
+        found.append(
+            "Collapsed rounds, counted without round 0, the start, are in no ASR, net ASR, RA or AUC; they are in CA."
+        )
     if any(arm.unfinished for arm in arms):
         found.append("Unfinished runs are left out.")
     return found

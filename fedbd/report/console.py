@@ -26,6 +26,10 @@ HIGH, RAISED = 0.5, 0.1
 """Attack success that is red, and, above the floor, yellow."""
 
 
+STATES = {"done": "green", "collapsed": "bold magenta", "failed": "bold red"}
+"""How a run can end, with its color."""
+
+
 @dataclass
 class _Run:
     """What is known of a run so far."""
@@ -203,9 +207,10 @@ class LiveRuns:
         """Show that a run came to its end, and its summary's figures."""
         with self._lock:
             run = self._runs[run_id]
-            run.state = "done"
+            run.state = "collapsed" if summary.get("collapsed") else "done"
+        ended = "done" if run.state == "done" else "done, COLLAPSED,"
         figures = f"CA {percent(summary.get('clean_accuracy'))}  ASR {percent(summary.get('attack_success'))}"
-        self._say(f"{_title(run)}  done after {run.done} rounds  {figures} (means over the last rounds counted)")
+        self._say(f"{_title(run)}  {ended} after {run.done} rounds  {figures} (means over the last rounds counted)")
 
     def fail(self, run_id: str, reason: str) -> None:
         """Show that a run failed, and why; in quiet mode, too."""
@@ -253,7 +258,7 @@ def _overview(runs: list[_Run], width: int) -> Table:
     """Return one row per run."""
     rows = []
     for run in runs:
-        end = Text(run.state, "green" if run.state == "done" else "bold red") if run.state else duration(run.eta)
+        end = Text(run.state, STATES[run.state]) if run.state else duration(run.eta)
         bar = ProgressBar(total=max(1, run.planned), completed=run.done, width=12)
         row = {"run": Text(run.name), "seed": str(run.seed), "round": f"{run.done}/{run.planned}", "": bar}
         rows.append(row | _measures(run.measured) | {"s/round": _per_round(run.pace), "ETA": end})

@@ -25,7 +25,7 @@ def course_columns(arms: Sequence[Arm]) -> list[tuple[str, Callable[[Arm], Text]
         ("rounds to\nASR 50 %", _time),
         ("lifespan,\nrounds", _lifespan),
         ("CA price,\npoints", _price),
-        ("collapsed\nrounds", _collapsed),
+        ("collapsed", _collapsed),
     ]
 
 
@@ -80,7 +80,11 @@ def _price(arm: Arm) -> Text:
 
 
 def _collapsed(arm: Arm) -> Text:
-    return Text(_collapsed_rounds(arm), "magenta") if _collapsed_rounds(arm) else Text("0" if arm.seeds else "-")
+    """Return how many rounds collapsed, in words: a bare number would be read as that of a round."""
+    counts = _collapsed_rounds(arm)
+    if not counts:
+        return Text("no round" if arm.seeds else "-")
+    return Text(f"{counts} round{'s' * (counts != '1')}", "magenta")
 
 
 def _collapsed_rounds(arm: Arm) -> str:

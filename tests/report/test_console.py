@@ -37,13 +37,15 @@ def test_without_a_terminal_every_round_is_one_unbroken_line():
         cleanup = {"rnp": {"mode": "if_stopped_now", "after": {"clean_accuracy": 0.9, "attack_success": 0.02}}}
         live.update("a", record(4, cleanup=cleanup, detection={"strip": {"auc": 0.98}}))
         live.update("a", record(5, collapsed=True))
-        live.finish("a", {"clean_accuracy": 0.9, "attack_success": None})
+        live.finish("a", {"clean_accuracy": 0.9, "attack_success": None, "collapsed": False})
+        live.finish("a", {"clean_accuracy": 0.1, "attack_success": None, "collapsed": True})
     assert console.file.getvalue().splitlines() == [
         "quick[start] seed 3  round  0/10  CA 91.2  ASR -  -s  ETA -",
         "quick[start] seed 3  round  4/10  CA 91.2  ASR 98.7  floor 1.0  cleaned CA/ASR rnp 90.0/2.0  AUC strip 0.980"
         "  2.0s  ETA 12s",
         "quick[start] seed 3  round  5/10  CA 91.2 collapsed  ASR 98.7  floor 1.0  2.0s  ETA 10s",
         "quick[start] seed 3  done after 5 rounds  CA 90.0  ASR - (means over the last rounds counted)",
+        "quick[start] seed 3  done, COLLAPSED, after 5 rounds  CA 10.0  ASR - (means over the last rounds counted)",
     ]
 
 
@@ -78,9 +80,10 @@ def test_many_runs_have_a_row_each_and_failures_their_reason():
             live.update(str(seed), record(seed + 1))
         live.fail("1", "client 3: [no] memory")
         live.finish("2", {})
+        live.finish("0", {"collapsed": True})
     rows = [line.split() for line in text_of(console).splitlines() if line.startswith("krum")]
     found = {row[1]: (row[2], row[-1]) for row in rows[-4:-1]}
-    assert found == {"0": ("1/4", "6s"), "1": ("2/4", "failed"), "2": ("3/4", "done")}
+    assert found == {"0": ("1/4", "collapsed"), "1": ("2/4", "failed"), "2": ("3/4", "done")}
     assert "krum seed 1 failed: client 3: [no] memory" in text_of(console)
 
 

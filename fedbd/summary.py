@@ -6,6 +6,7 @@ does with a trigger counts as missing: it is nobody's success. No torch in here.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -78,7 +79,8 @@ def summarize(
         over ``counted_rounds`` (its first and last); of collapsed ones only the accuracies and the floor count.
         ``attack_success_rounds``: how many of them the success, its floor and the net success are means over.
         ``collapsed`` (the last of them, or half of them, are) and ``collapsed_rounds`` of the whole run; the course of
-        the attack, see ``attack_course``; ``client_detection``, pooled over all rounds; ``server_saw`` of the last
+        the attack, see ``attack_course``; ``client_detection``, pooled over all rounds; ``client_failures`` (by client
+        that failed, in how many rounds); ``server_saw`` of the last
         round, but the smallest ``honest_per_sum_min`` of all; ``seconds_per_round``; ``rounds``, ``planned_rounds`` and
         ``attack_window``.
     """
@@ -104,6 +106,7 @@ def summarize(
         "cleanup": _cleanups(tail),
         "detection": _detections(tail),
         "client_detection": client_detection(ran),
+        "client_failures": _client_failures(ran),
         "server_saw": _seen(ran),
         "seconds_per_round": mean((line.get("seconds") or {}).get("total") for line in ran),
     }
@@ -145,6 +148,17 @@ def _seen(rounds: Sequence[Line]) -> dict[str, Any] | None:
 def _net(line: Line) -> float | None:
     success, floor = line.get("attack_success"), line.get("attack_success_floor")
     return None if success is None or floor is None else success - floor
+
+
+def failed_clients(line: Line) -> dict[str, str]:
+    """Return the clients that failed in a round, by id, and what the server came to know."""
+    return (line.get("notes") or {}).get("faults") or {}
+
+
+def _client_failures(rounds: Sequence[Line]) -> dict[str, int]:
+    """Return of each client that failed in how many rounds it did, in the order of their ids."""
+    counted = Counter(client for line in rounds for client in failed_clients(line))
+    return dict(sorted(counted.items(), key=lambda item: int(item[0])))
 
 
 def _success_rounds(rounds: Sequence[Line]) -> dict[str, int]:

@@ -246,13 +246,19 @@ def test_false_positives_without_an_attacker_stand_apart():
     assert found["attackers"]["rate"] == 0.0
 
 
+def test_failures_are_counted_by_client_over_the_whole_run():
+    faults = [{"10": "late", "2": "late"}, {"2": "it died"}, {}]
+    rounds = [line(n, notes={"faults": found} if found else {}) for n, found in enumerate(faults, 1)]
+    assert list(summarize(rounds, (3, 3), 3)["client_failures"].items()) == [("2", 2), ("10", 1)]
+
+
 def test_nothing_at_all():
     found = summarize([], (1, 3), 3)
     assert (found["rounds"], found["collapsed_rounds"]) == (0, 0)
     numbers = {k: v for k, v in found.items() if k not in ("rounds", "collapsed_rounds", "planned_rounds")}
     assert numbers.pop("attack_window") == [1, 3]
     assert set(numbers.pop("attack_success_rounds").values()) == {0}
-    assert [numbers.pop(k) for k in ("cleanup", "detection", "per_attack")] == [{}, {}, {}]
+    assert [numbers.pop(k) for k in ("cleanup", "detection", "per_attack", "client_failures")] == [{}] * 4
     assert set(numbers.values()) == {None}
 
 

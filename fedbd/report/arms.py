@@ -21,7 +21,7 @@ from fedbd.report.run_view import RunView
 RESAMPLES = 10_000
 COURSE = ("peak_attack_success", "attack_success_area", "time_to_attack_success", "lifespan", "lifespan_censored")
 ATTACK = ("attack_success", "net_attack_success", "robust_accuracy", *COURSE)
-ONLY_VALUES = ("time_to_attack_success", "lifespan", "lifespan_censored", "collapsed_rounds")
+ONLY_VALUES = ("time_to_attack_success", "lifespan", "lifespan_censored", "collapsed_rounds", "client_failures")
 """Without differences: of a time never reached or a lifespan cut short there is no number to subtract."""
 
 MODES = ("if_stopped_now", "in_loop")
@@ -171,6 +171,7 @@ def measures_of(run: RunView) -> dict[str, float | None]:
     summary = run.summary
     lost = bool(summary["collapsed"])
     found = {name: summary[name] for name in ("clean_accuracy", "clean_accuracy_price", "collapsed_rounds")}
+    found["client_failures"] = sum(summary["client_failures"].values())
     found |= {name: None if lost or summary[name] is None else float(summary[name]) for name in ATTACK}
     found["attack_success_floor"] = summary["attack_success_floor"]  # the twin's, over the rounds in which it is sound
     for name, entry in summary["cleanup"].items():

@@ -175,6 +175,11 @@ def notes(arms: Sequence[Arm]) -> list[str]:
         found.append(
             "Collapsed rounds, counted without round 0, the start, are in no ASR, net ASR, RA or AUC; they are in CA."
         )
+    for arm in arms:
+        failed = arm.statistics.get("client_failures")
+        if failed and failed.mean:
+            each = " a run" if failed.n > 1 else ""
+            found.append(f"{arm.name}: {failed.mean:g} failures of clients{each}, see `fedbd show` on a run's folder.")
     if any(arm.unfinished for arm in arms):
         found.append("Unfinished runs are left out.")
     return found

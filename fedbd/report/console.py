@@ -17,10 +17,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fedbd.summary import failed_clients
+
 Record = Mapping[str, Any]
 
 LINES = 100
 """About so many lines a run prints where there is no terminal."""
+
+SOMETIMES = ("ASR %", "floor %", "cleaned CA/ASR %", "AUC", "failed clients")
+"""Columns that go where no row has a value in them."""
 
 HIGH, RAISED = 0.5, 0.1
 """Attack success that is red, and, above the floor, yellow."""
@@ -124,6 +129,13 @@ def _detected(line: Record) -> str:
     return "\n".join(f"{name} {'-' if auc is None else format(auc, '.3f')}" for name, auc in found.items()) or "-"
 
 
+def _failed(lines: Sequence[Record]) -> Text:
+    """Return of how many replies of clients how many did not come, or were refused: ``1 of 6``, no client's number."""
+    count = sum(len(failed_clients(line)) for line in lines)
+    asked = sum(len(line.get("participants") or ()) for line in lines)
+    return Text(f"{count} of {asked}", "yellow") if count else Text("-")
+
+
 def _seconds(line: Record) -> float | None:
     total: float | None = (line.get("seconds") or {}).get("total")
     return total
@@ -143,6 +155,7 @@ def _measures(line: Record, mark: str = "!") -> dict[str, Text | str]:
         "floor %": percent(line.get("attack_success_floor")),
         "cleaned CA/ASR %": _cleaned(line, mark),
         "AUC": _detected(line),
+        "failed clients": _failed([line]),
     }
 
 
@@ -230,13 +243,14 @@ class LiveRuns:
     def _line(self, run: _Run, record: Record) -> str:
         """Return one round as one line of text."""
         width = len(str(run.planned))
-        clean, success, floor, cleaned, auc = (
+        clean, success, floor, cleaned, auc, failed = (
             str(cell).replace("\n", ", ") for cell in _measures(record, " collapsed").values()
         )
         parts = [f"{_title(run)}  round {record['round']:>{width}}/{run.planned}", f"CA {clean}", f"ASR {success}"]
         parts += [f"floor {floor}"] if floor != "-" else []
         parts += [f"cleaned CA/ASR {cleaned}"] if cleaned != "-" else []
         parts += [f"AUC {auc}"] if auc != "-" else []
+        parts += [f"failed clients {failed}"] if failed != "-" else []
         return "  ".join([*parts, f"{_per_round(_seconds(record))}s", f"ETA {duration(run.eta)}"])
 
     def _draw(self) -> Group:
@@ -261,7 +275,8 @@ def _overview(runs: list[_Run], width: int) -> Table:
         end = Text(run.state, STATES[run.state]) if run.state else duration(run.eta)
         bar = ProgressBar(total=max(1, run.planned), completed=run.done, width=12)
         row = {"run": Text(run.name), "seed": str(run.seed), "round": f"{run.done}/{run.planned}", "": bar}
-        rows.append(row | _measures(run.measured) | {"s/round": _per_round(run.pace), "ETA": end})
+        failed = {"failed clients": _failed(run.lines)}
+        rows.append(row | _measures(run.measured) | failed | {"s/round": _per_round(run.pace), "ETA": end})
     return _table(rows, width)
 
 
@@ -280,9 +295,10 @@ def _history(lines: list[Record], room: int | None, width: int) -> Table:
 
 
 def _table(rows: Sequence[Mapping[str, Any]], width: int) -> Table:
-    """Return a table whose numbers are never cut short: in a narrow terminal whole columns go."""
+    """Return a table whose numbers are never cut short: in a narrow terminal whole columns go, as do empty ones."""
     table = Table(box=None, pad_edge=False, header_style="bold", title_style="dim", title_justify="left")
     dropped = [title for title, least in (("", 110), ("attackers", 100), ("floor %", 90), ("AUC", 90)) if width < least]
+    dropped += [title for title in SOMETIMES if all(str(row.get(title, "-")) == "-" for row in rows)]
     titles = [title for title in rows[0] if title not in dropped] if rows else []
     for title in titles:
         text = title in ("run", "cleaned CA/ASR %", "AUC")

@@ -49,6 +49,24 @@ def test_without_a_terminal_every_round_is_one_unbroken_line():
     ]
 
 
+def test_failed_clients_are_counted_as_a_share_and_columns_without_a_value_go():
+    console = terminal()
+    with LiveRuns(console) as live:
+        live.add("a", name="x", seed=0, rounds=3)
+        shown = {"participants": [0, 1, 2, 3], "attack_success": None, "attack_success_floor": None}
+        live.update("a", record(1, **shown, notes={"faults": {"2": "no reply in time", "3": "no reply in time"}}))
+        live.update("a", record(2, **shown))
+    rounds = text_of(console).rpartition("attackers")[2].splitlines()
+    assert rounds[0].split() == ["CA", "%", "failed", "clients", "s"]
+    assert [row.split()[2:-1] for row in rounds[1:3]] == [["91.2", "2", "of", "4"], ["91.2", "-"]]
+    assert "2 of 8" in text_of(console)  # of the run
+    console = plain_console()
+    with LiveRuns(console) as live:
+        live.add("a", name="x", seed=0, rounds=3)
+        live.update("a", record(1, **shown, notes={"faults": {"2": "no reply in time"}}))
+    assert "failed clients 1 of 4" in console.file.getvalue()
+
+
 def test_quiet_says_failures_only():
     console = plain_console()
     with LiveRuns(console, quiet=True) as live:

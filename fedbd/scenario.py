@@ -73,7 +73,7 @@ class Scenario:
             encrypted; a client's first are those of the start. What is evaluated, and repaired in a copy, is the
             averaged rest with the start's scales and shifts and the statistics of ``trusted`` data. ``group_norm``:
             GroupNorm stands in their place, under the same names.
-        partition: How the training set is split among clients.
+        partition: How the training set is split among clients; left out, ``iid`` among 10 of them.
         trusted: Clean data that the server holds.
         training: How a client trains.
         cohort: Who takes part in a round, and how much a client counts.
@@ -293,4 +293,7 @@ def load_scenario(path: str | Path, overrides: tuple[str, ...] | list[str] = ())
         ScenarioError: With every problem found: its place, what was expected, what came.
     """
     heading = f"{path} is not a scenario that can run:"
-    return from_dict(override(read_yaml(Path(path)), overrides), heading)
+    raw = read_yaml(Path(path))
+    if overrides and isinstance(raw, dict):
+        raw = {"partition": Scenario.partition.method.name, **raw}  # so that partition.clients alone can be set
+    return from_dict(override(raw, overrides), heading)

@@ -223,6 +223,16 @@ def test_guards_name_their_places() -> None:
     assert [(path, plan.key) for path, plan in guards] == [("cleanup[0]", "repair"), ("detection[0]", "rnp_unlearned")]
 
 
+def test_a_field_of_the_default_partition_can_be_set_alone(tmp_path: Path) -> None:
+    file = tmp_path / "short.yaml"
+    file.write_text("name: t\nrounds: 1\ndata: digits\nmodel: mlp\n", encoding="utf-8")
+    plan = load_scenario(file, ["partition.clients=5"]).partition
+    assert (plan.method.name, plan.clients) == ("iid", 5)
+    assert load_scenario(file, ["partition.name=dirichlet"]).partition.method.name == "dirichlet"
+    with pytest.raises(ScenarioError, match=r"partition\.name: is required"):
+        load_scenario(file, ["partition={clients: 5}"])
+
+
 def test_overrides_are_applied_before_anything_is_checked(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text("name: t\nrounds: none\ndata: digits\nmodel: mlp\n", encoding="utf-8")

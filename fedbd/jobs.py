@@ -134,18 +134,20 @@ def _width(jobs: list[Job]) -> int:
 
 def _launch(state: _State, width: int, workers: int) -> None:
     for job in list(state.waiting):
-        needs = (
-            job.needs.resolve() if job.needs is not None else None
-        )  # a user may have named the same folder otherwise
+        needs = job.needs.resolve() if job.needs is not None else None  # a user may have named it by another path
         failed = next((f for f in state.failures if f.folder.resolve() == needs), None)
         if failed is not None:
             state.waiting.remove(job)
-            _fail(
-                state, job, Failure(job.folder, f"its {_what(failed.folder)} failed: {failed.reason}", failed.mistake)
-            )
+            _fail(state, job, Failure(job.folder, _because(failed), failed.mistake))
         elif len(state.running) < width and (needs is None or needs in state.done):
             state.waiting.remove(job)
             state.running.append(_start(job, workers))
+
+
+def _because(failed: Failure) -> str:
+    """Return why a job that waited cannot run: where in whose code it went wrong is said once, by what failed."""
+    reason = failed.reason if failed.mistake else failed.reason.partition("\n")[0]
+    return f"its {_what(failed.folder)} failed: {reason}"
 
 
 def _what(folder: Path) -> str:

@@ -449,7 +449,7 @@ def test_a_run_that_fails_in_its_second_round_keeps_the_first_and_says_why(tmp_p
     reason = "round 2: client 0: RuntimeError: the second round is too much (and 2 more clients)"
     assert said.err.splitlines()[0] == f"runs/small/seed-1: {reason}"
     assert "someones.py" in said.err  # and where in whose code
-    assert said.out.splitlines()[-1] == f"small seed 1  FAILED in round 2: {reason}"
+    assert said.out.splitlines()[-1] == f"small seed 1  FAILED in {reason}"
     assert (summary["status"], summary["rounds"]) == ("failed", 1)
     assert summary["reason"].startswith(reason)
     assert [line["round"] for line in lines] == [0, 1]

@@ -17,7 +17,7 @@ import fedbd
 from fedbd import cli, doctor
 from fedbd.errors import UserError
 from fedbd.flower.supervisor import descendants
-from fedbd.jobs import Interrupted, _sized, _sum_up, run_all
+from fedbd.jobs import Failure, Interrupted, _because, _sized, _sum_up, run_all
 from fedbd.runs import LOCK, Job, is_written, plan, writing
 from fedbd.scenario import Scenario, from_dict, load_scenario, to_dict
 
@@ -145,6 +145,12 @@ def test_a_long_reason_arrives_and_the_arm_of_a_failed_twin_says_why(someones: P
     assert (summary["status"], summary["reason"], summary["rounds"]) == ("failed", failures[1].reason, 0)
     assert load_scenario(arm.folder / "scenario.yaml") == scenario
     assert len(plan([scenario], someones / "runs")) == 2  # neither is in the way of another try
+
+
+def test_a_traceback_is_told_once_and_a_mistake_whole(tmp_path: Path) -> None:
+    twin, reason = tmp_path / "twins/ab12", "round 1: client 0: ValueError: no\n  File 'x.py', line 3"
+    assert _because(Failure(twin, reason, False)) == "its attack-free twin failed: round 1: client 0: ValueError: no"
+    assert _because(Failure(twin, "it does not fit:\n  data: gone", True)).endswith("it does not fit:\n  data: gone")
 
 
 def test_a_summary_is_left_once_and_in_nobody_elses_folder(tmp_path: Path) -> None:

@@ -231,7 +231,8 @@ class LiveRuns:
             run = self._runs[run_id]
             run.state, run.reason = "failed", reason
         if self._live is None and not self._silent:
-            self._plain(f"{_title(run)}  FAILED in round {run.done + 1 if run.lines else 0}: {reason}")
+            begun = f"in round {run.done + 1}" if run.lines else "before its first round"
+            self._plain(f"{_title(run)}  FAILED {begun}: {reason.removeprefix(f'round {run.done + 1}: ')}")
 
     def _say(self, text: str) -> None:
         if self._live is None and not self._quiet:

@@ -72,10 +72,15 @@ def test_quiet_says_failures_only():
     with LiveRuns(console, quiet=True) as live:
         live.add("a", name="x", seed=0, rounds=2)
         live.update("a", record(1))
-        live.fail("a", "client 3: no memory")
+        live.fail("a", "round 2: client 3: no memory")
+        live.add("c", name="z", seed=0, rounds=2)
+        live.fail("c", "its attack-free twin failed: round 2: client 3: no memory")
         live.add("b", name="y", seed=0, rounds=2)
         live.finish("b", {})
-    assert console.file.getvalue() == "x seed 0  FAILED in round 2: client 3: no memory\n"
+    assert console.file.getvalue().splitlines() == [
+        "x seed 0  FAILED in round 2: client 3: no memory",
+        "z seed 0  FAILED before its first round: its attack-free twin failed: round 2: client 3: no memory",
+    ]
 
 
 def test_one_run_in_a_terminal_ends_with_every_round():

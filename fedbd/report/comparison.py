@@ -39,6 +39,7 @@ Cell = Callable[[Arm], Text]
 def render_comparison(console: Console, arms: Sequence[Arm]) -> None:
     """Print a comparison, in as many tables as the console's width asks for; the course of the attack has its own.
 
+    Columns in which no arm has a value are left out, but for CA.
     Means over seeds in percent, below them the spread (standard deviation from five seeds on, else the range), then the
     paired difference to the first arm with its interval, ``-`` where the two are not paired.
     """
@@ -54,10 +55,15 @@ def render_comparison(console: Console, arms: Sequence[Arm]) -> None:
         ("server saw", lambda arm: Text("\n".join(arm.server_saw).replace(", ", "\n") or "-")),
         ("s/round", lambda arm: _seconds(arm.statistics.get("seconds_per_round"))),
     ]
-    _print(console, arms, columns)
-    _print(console, arms, course_columns(arms))
+    _print(console, arms, [columns[0], *_told(arms, columns[1:])])
+    _print(console, arms, _told(arms, course_columns(arms)))
     for note in notes(arms):
         console.print(note, style="dim", markup=False, highlight=False)
+
+
+def _told(arms: Sequence[Arm], columns: Sequence[tuple[str, Cell]]) -> list[tuple[str, Cell]]:
+    """Return the columns that are not empty."""
+    return [(title, cell) for title, cell in columns if any(set(cell(arm).plain.split()) - {"-"} for arm in arms)]
 
 
 def _print(console: Console, arms: Sequence[Arm], columns: Sequence[tuple[str, Cell]]) -> None:

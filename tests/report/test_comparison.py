@@ -277,6 +277,16 @@ def test_the_two_kinds_of_cleanup_are_apart():
     assert stopped.index("rnp") == head.index("if stopped now")
 
 
+def test_columns_without_a_value_are_left_out():
+    text = shown(compare([run("x", 0, 0.5), placed(run("y", 0, 0.5), rounds=9)]))  # y is no pair: its differences are -
+    assert "net ASR %" in text
+    assert not any(title in text for title in ("if stopped now", "in the loop", "sample AUC", "CA price"))
+    clean = [round_record(round=n, clean_accuracy=0.9, seconds={"total": 1.0}) for n in range(3)]
+    text = shown(compare([RunView(arm="z", seed=0, scenario={}, rounds=clean, summary=summarize(clean, None, 2))]))
+    assert next(line for line in text.splitlines() if "arm" in line).split() == ["arm", "runs", "CA", "%", "s/round"]
+    assert "CA %" in shown(compare([run("half", 0, 0.5, done=2)]))  # nothing is known of it
+
+
 def test_marks_and_notes():
     single = run("none", 0, 0.9)
     oracle = RunView(**{**vars(run("filter", 0, 0.0)), "oracle": True})

@@ -7,6 +7,7 @@ promises the same bits shows a strategy partitions 0 .. N-1 in order, whatever t
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
@@ -15,6 +16,8 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedbd.errors import RunFailed
+
+log = logging.getLogger(__name__)
 
 PROTOCOL = "fedbd.protocol"
 """Name of the ConfigRecord that marks a message which the client's mod answers itself."""
@@ -125,14 +128,21 @@ class OrderedGrid(_Proxy):
         return asked if asked is not None else self.partition(reply.metadata.src_node_id)
 
     def _wait_for_nodes(self) -> list[int]:
+        """Return the nodes once all are there; say what is being waited for: somebody may have to start one."""
         deadline = time.monotonic() + self.patience
+        wanted, told = self.clients or 1, -1
         while True:
             ids = list(self.inner.get_node_ids())
-            if ids and len(ids) >= (self.clients or 1):
+            if len(ids) >= wanted:
                 return ids
+            if len(ids) != told:
+                told = len(ids)
+                left = max(0.0, deadline - time.monotonic())
+                # A warning: Flower's runtimes print no other log of ours.
+                log.warning("waiting for %d SuperNodes, %d connected; giving up in %.0f s", wanted, told, left)
             if time.monotonic() > deadline:
-                wanted = self.clients or "any"
-                raise RunFailed(f"only {len(ids)} of {wanted} nodes registered within {self.patience:g} s")
+                remedy = "start one SuperNode for each client (partition.clients)"
+                raise RunFailed(f"only {told} of {wanted} SuperNodes connected within {self.patience:g} s; {remedy}")
             time.sleep(0.2)
 
     def _ask(self, ids: Sequence[int]) -> list[tuple[int, int]]:

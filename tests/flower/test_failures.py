@@ -16,7 +16,7 @@ from flwr.serverapp.strategy import FedAvg
 from fedbd import engines
 from fedbd.defenses.aggregation.mean import Mean
 from fedbd.engines import flower_app_dir
-from fedbd.errors import ClientFailed
+from fedbd.errors import ClientFailed, RunFailed
 from fedbd.flower.app_loader import load_component
 from fedbd.flower.arrays import pack_all, payload_bytes, view_all
 from fedbd.flower.executors import Executor, ProcessPoolExecutor, SerialExecutor
@@ -149,6 +149,29 @@ def test_a_serial_client_gets_its_turn_however_slow_the_others_were() -> None:
         slow = {"do": "sleep", "seconds": 0.3}
         replies = grid.send_and_receive(orders(grid, slow, slow, ANSWER), timeout=0.1)
     assert [reply.has_error() for reply in replies] == [False, False, False]
+
+
+class Gathering(LocalGrid):
+    """A grid whose nodes come one by one, as SuperNodes do."""
+
+    def __init__(self, come: list[int]) -> None:
+        self.come = come
+
+    def get_node_ids(self) -> list[int]:
+        return list(range(self.come.pop(0) if len(self.come) > 1 else self.come[0]))
+
+
+def test_what_is_waited_for_is_said_at_once_and_whenever_it_changes(caplog: pytest.LogCaptureFixture) -> None:
+    assert len(OrderedGrid(Gathering([0, 1, 1, 2, 3]), 3, patience=60)._wait_for_nodes()) == 3
+    said = [record.getMessage().partition(";")[0] for record in caplog.records]
+    assert said == [f"waiting for 3 SuperNodes, {count} connected" for count in range(3)]
+    caplog.clear()
+    with pytest.raises(RunFailed, match=r"only 1 of 3 SuperNodes connected within 0\.1 s; start one SuperNode for"):
+        OrderedGrid(Gathering([1]), 3, patience=0.1)._wait_for_nodes()
+    assert len(caplog.records) == 1
+    caplog.clear()
+    assert len(OrderedGrid(Gathering([2]), 2)._wait_for_nodes()) == 2
+    assert caplog.records == []
 
 
 def test_an_executor_that_does_not_keep_time_is_not_waited_for() -> None:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from fedbd.environment import code_digest
 from fedbd.errors import CheckpointError, Problem, RunFailed
-from fedbd.record import ROUNDS, read_rounds
+from fedbd.record import ROUNDS, json_object, read_rounds
 from fedbd.saved_state import Arrays, Unsaveable, decode, encode
 from fedbd.scenario import Scenario, fingerprint, to_dict
 from fedbd.whole_files import whole_file, write_text
@@ -197,7 +197,7 @@ def missing_lines(run: Path, last: int) -> list[Problem]:
 
 
 def _read(place: Path, round_: int) -> Checkpoint:
-    text = json.loads((place / f"round-{round_}.json").read_bytes())
+    text = json_object((place / f"round-{round_}.json").read_bytes())
     seal = text.pop("seal")
     if seal != _seal(text):
         raise ValueError("its seal is broken")

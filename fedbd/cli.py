@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -87,6 +88,10 @@ for _name, _command in COMMANDS.items():
 
 def main() -> None:
     """Run the command line and turn errors into exit statuses."""
+    _open_streams()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup has the second one ignored
+            signal.signal(number, _stop)
     try:
         app(prog_name="fedbd", **({"color": False} if os.environ.get("NO_COLOR") else {}))
     except UserError as error:
@@ -99,6 +104,22 @@ def main() -> None:
         with contextlib.suppress(OSError):  # the terminal may be gone
             say("interrupted; finished rounds are kept")
         sys.exit(128 + getattr(error, "signal", signal.SIGINT))
+
+
+def _open_streams() -> None:
+    """Open what the caller closed (``>&-``): else the next file that is opened would be standard output."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the processes of the runs have them, too
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """End in order, so that the processes that were begun end, too."""
+    raise _Interrupted(number)
 
 
 if __name__ == "__main__":

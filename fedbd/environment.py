@@ -100,8 +100,13 @@ def code_digest(app_dir: Path) -> str:
 
 
 def cores() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return how many processors this process may use, by its affinity and by its container's share of time."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return max(1, min(usable, -(-int(quota) // int(period))))
+    except (OSError, ValueError):  # no such file, or the word max
+        return usable
 
 
 def memory() -> int:

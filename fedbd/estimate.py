@@ -25,7 +25,7 @@ from fedbd.params import assign, flatten
 from fedbd.plans import AttackPlan
 from fedbd.prepared import Prepared
 from fedbd.roles import assignment, attack_window, draw_cohort, expected_images, role_of
-from fedbd.scenario import Scenario, warm_up_of
+from fedbd.scenario import Scenario, twin_of, warm_up_of
 from fedbd.seeding import torch_rng
 from fedbd.sums import to_row
 from fedbd.training import TrainingPlan, train
@@ -117,9 +117,7 @@ def estimate(prepared: Prepared, workers: int | None = None) -> Estimate:
     at_once = 1 if scenario.engine.executor == "serial" else scenario.engine.workers or workers or cores()
     at_once = min(at_once, scenario.cohort_size)
     own = _round(prepared, pace, at_once, attacked=True)
-    with_twin = scenario.evaluation.twin and attack_window(scenario) is not None
-    clear = dataclasses.replace(pace, encrypt=0.0, add=0.0, decrypt=0.0)
-    twin = _round(prepared, clear, at_once, attacked=False) if with_twin else None
+    twin = _twin_round(prepared, pace, at_once)
     travels = [e for name, e in prepared.model.state_dict().items() if name not in prepared.own_names]
     state = sum(HEADER + entry.numel() * entry.element_size() for entry in travels)
     opened = 8 * (prepared.exchanged.size + 1) * scenario.buckets * DECRYPTORS
@@ -231,6 +229,16 @@ def _round(prepared: Prepared, pace: Pace, workers: int, *, attacked: bool) -> d
         "evaluate": measured / scenario.rounds * images * (pace.clean + pace.triggered) / threads,
     }
     return {**found, "total": sum(found.values())}
+
+
+def _twin_round(prepared: Prepared, pace: Pace, workers: int) -> dict[str, float] | None:
+    """Return the seconds of a mean round of the attack-free twin, None where there is none."""
+    scenario = prepared.scenario
+    if not scenario.evaluation.twin or attack_window(scenario) is None:
+        return None
+    if twin_of(scenario).secure_sum is None:
+        pace = dataclasses.replace(pace, encrypt=0.0, add=0.0, decrypt=0.0)
+    return _round(prepared, pace, workers, attacked=False)
 
 
 def _looked_at(rounds: int) -> list[int]:

@@ -163,14 +163,17 @@ def rounds_from(path: str | Path, offset: int) -> tuple[list[dict[str, Any]], in
     file = Path(path) / ROUNDS if Path(path).is_dir() else Path(path)
     if not file.exists():
         return [], offset
-    with file.open("rb") as stream:
-        stream.seek(offset)
-        *lines, rest = stream.read().split(b"\n")
-        end = stream.tell() - len(rest)
+    try:
+        with file.open("rb") as stream:
+            stream.seek(offset)
+            *lines, rest = stream.read().split(b"\n")
+            end = stream.tell() - len(rest)
+    except OSError as error:
+        raise _damaged(str(file), error) from error
     records = []
     for number, text in enumerate(lines, start=1):
         try:
-            records.append(_mapping(json.loads(text)))
+            records.append(_line(text))
         except ValueError as error:
             where = f"{file}:{number}" if offset == 0 else f"{file}: line {number} after byte {offset}"
             raise _damaged(where, error) from error
@@ -185,31 +188,53 @@ def read_summary(path: str | Path) -> dict[str, Any] | None:
     """
     file = Path(path) / SUMMARY
     try:
-        return _mapping(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
-    except ValueError as error:
+        return json_object(file.read_bytes()) if file.exists() else None
+    except (OSError, ValueError) as error:
         raise _damaged(str(file), error) from error
 
 
 def read_environment(path: str | Path) -> dict[str, Any] | None:
     """Return ``environment.json`` of a run's folder, None where it is not there or damaged: it decides nothing."""
     try:
-        return _mapping(json.loads((Path(path) / ENVIRONMENT).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        found = json_object((Path(path) / ENVIRONMENT).read_bytes())
+        _resumptions(found)
+    except (OSError, ValueError, TypeError, KeyError):
         return None
+    return found
 
 
 def resumed_from(path: str | Path) -> list[int]:
     """Return after which rounds a run was taken up again, [] for one that never was."""
-    return [int(part["from_round"]) for part in (read_environment(path) or {}).get("resumed", [])]
+    return _resumptions(read_environment(path) or {})
 
 
-def _mapping(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"expected an object, got {type(value).__name__}")
-    return value
+def _resumptions(environment: Mapping[str, Any]) -> list[int]:
+    return [int(part["from_round"]) for part in environment.get("resumed", [])]
 
 
-def _damaged(path: str, error: ValueError) -> DataError:
+def json_object(text: bytes) -> dict[str, Any]:
+    """Return the object that a JSON text holds.
+
+    Raises:
+        ValueError: If the text is no JSON, something else, or nested too deeply.
+    """
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"expected an object, got {type(found).__name__}")
+    return found
+
+
+def _line(text: bytes) -> dict[str, Any]:
+    found = json_object(text)
+    if type(found.get("round")) is not int:
+        raise ValueError("expected the number of its round")
+    return found
+
+
+def _damaged(path: str, error: ValueError | OSError) -> DataError:
     remedy = "the file was changed or damaged; repeat the run"
     return DataError([Problem(path=path, expected="must be one JSON object", got=str(error), remedy=remedy)])
 

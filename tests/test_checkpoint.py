@@ -116,6 +116,14 @@ def test_no_flipped_bit_goes_unseen(tmp_path: Path, name: str) -> None:
     assert read(tmp_path).round == 1
 
 
+@pytest.mark.parametrize("text", ['"abc"', "[]", "{}", "[" * 100_000])
+def test_one_that_is_no_checkpoint_costs_only_itself(tmp_path: Path, text: str) -> None:
+    write(tmp_path, 1, 2)
+    (tmp_path / FOLDER / "round-2.json").write_text(text)
+    found = read(tmp_path)
+    assert (found.round, len(found.damaged)) == (1, 1)
+
+
 def test_another_form_is_refused_and_not_passed_over(tmp_path: Path) -> None:
     write(tmp_path, 1, 2)
     file = tmp_path / FOLDER / "round-2.json"

@@ -34,6 +34,15 @@ engine: {executor: serial}
 ANSI = re.compile(r"\x1b\[")
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_streams_that_the_caller_closed_are_no_matter(closed: str, tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(SMALL)
+    command = f"exec {sys.executable} -m fedbd run small.yaml --out runs {closed}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert len((tmp_path / "runs" / "small" / "seed-1" / "rounds.jsonl").read_text().splitlines()) == 3
+
+
 class Said(NamedTuple):
     """What a command left behind."""
 

@@ -66,6 +66,10 @@ def test_the_sums_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert found.twin_seconds is not None  # the twin runs in the clear, and nobody attacks
     assert found.twin_seconds["total"] == pytest.approx(2 * honest + 449 * 0.375)
+    faulty = {"faults": [{"kind": "raise", "clients": {"ids": [0]}}], "on_client_failure": "skip"}
+    other = estimate.estimate(prepare(from_dict({**RAW, **faulty, "engine": {}, "secure_sum": "ckks"})))
+    assert other.twin_seconds is not None  # where clients fail the twin is encrypted, too
+    assert (other.twin_seconds["encrypt"], other.twin_seconds["decrypt"]) == (2 * 3.0, 7.0)
     assert found.run_seconds == pytest.approx(4 * (found.seconds["total"] + found.twin_seconds["total"]))
     assert found.parameters == 64 * 16 + 16 + 16 * 10 + 10
     assert found.data_bytes == 1797 * 64

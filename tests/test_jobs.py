@@ -196,6 +196,18 @@ def test_an_interrupt_in_a_command_is_said_and_is_the_status(
     assert capsys.readouterr().err == "interrupted; finished rounds are kept\n"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_outside_any_run_ends_a_command_in_order(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda: os.kill(os.getpid(), number))
+    monkeypatch.setattr(sys, "argv", ["fedbd", "doctor"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 128 + number
+    assert capsys.readouterr().err == "interrupted; finished rounds are kept\n"
+
+
 def wait_for(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():

@@ -14,8 +14,10 @@ from fedbd.record import (
     ROUND_NAMES,
     RunFolder,
     plain,
+    read_environment,
     read_rounds,
     read_summary,
+    resumed_from,
     round_record,
     rounds_from,
     same_records,
@@ -169,6 +171,29 @@ def test_a_file_that_grows_is_followed_line_by_line(tmp_path):
     file.write_bytes(b'{"round": 0}\n{"round": 1}\n{"round\n')
     with pytest.raises(DataError, match="line 2 after byte 13"):
         rounds_from(tmp_path, 13)
+
+
+@pytest.mark.parametrize("line", ["{}", '{"round": "1"}', '{"round": true}', "[" * 100_000, "\xff"])
+def test_what_is_no_line_of_a_round_is_refused(tmp_path, line):
+    (tmp_path / "rounds.jsonl").write_bytes(line.encode("latin-1") + b"\n")
+    with pytest.raises(DataError, match=r"rounds\.jsonl:1: must be one JSON object"):
+        read_rounds(tmp_path)
+
+
+def test_folders_in_the_place_of_files_are_refused(tmp_path):
+    for name in ("rounds.jsonl", "summary.json"):
+        (tmp_path / name).mkdir()
+    for read in (read_rounds, read_summary):
+        with pytest.raises(DataError, match="Is a directory"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ['{"resumed": 5}', '{"resumed": ["x"]}', '{"resumed": [{}]}', "[" * 100_000])
+def test_an_environment_that_was_tampered_with_decides_nothing(tmp_path, text):
+    (tmp_path / "environment.json").write_text(text)
+    assert read_environment(tmp_path) is None
+    RunFolder(tmp_path).note_resumed(3)
+    assert resumed_from(tmp_path) == [3]
 
 
 def test_a_damaged_line_is_named(tmp_path):

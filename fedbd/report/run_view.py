@@ -80,7 +80,7 @@ def run_values(folder: str | Path, view: RunView) -> dict[str, Any]:
 def _scenario(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         problem = Problem(
             path=str(path), expected="must be a run's scenario", got=str(error), remedy="name a run's folder"
         )

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from fedbd.flower.app_loader import load_component
 from fedbd.flower.executors import ProcessPoolExecutor, SerialExecutor
 from fedbd.flower.local_grid import LocalGrid
 from fedbd.flower.mods import AGENT
+from fedbd.flower.observer import observations
 from fedbd.flower.runtime import run_app
 from fedbd.fork_server import ONE_THREAD
 from fedbd.plans import AttackPlan
@@ -79,7 +79,7 @@ def execute(
     config["resume"] = resume
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        observed = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedbd-observed-")))
+        observed = stack.enter_context(observations())
         env = {"FEDBD_OBSERVER": str(observed), **ONE_THREAD}
         agent: AgentProcess | None = None
         if scenario.secure_sum is not None:

@@ -9,13 +9,57 @@ record's fields are null. No strategy and no defense reads them.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
+
+PREFIX = "fedbd-observing-"
+"""What the names of the folders begin with: temporary ones, for clients on other machines may not see the run's own."""
+
+YOUNG = 60.0
+"""Seconds in which a folder may be waiting for its lock."""
+
+
+@contextlib.contextmanager
+def observations() -> Iterator[Path]:
+    """Make a folder for a run's notes, locked while this process lives and removed in the end.
+
+    What runs that were killed have left behind is removed first.
+    """
+    _remove_stale()
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
+        held = os.open(name, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks: nobody will take it for stale
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield Path(name)
+        finally:
+            os.close(held)
+
+
+def _remove_stale() -> None:
+    """Remove this user's folders that no living process has locked."""
+    for place in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # also where it is locked
+            found = place.lstat()
+            young = time.time() - found.st_mtime < YOUNG
+            if young or found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
+                continue
+            held = os.open(place, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(place, ignore_errors=True)
+            finally:
+                os.close(held)
 
 
 def observe(topic: str, notes: dict[str, Any], context: Context, round_: int) -> None:

@@ -163,13 +163,9 @@ def _client_failures(rounds: Sequence[Line]) -> dict[str, int]:
 
 def _success_rounds(rounds: Sequence[Line]) -> dict[str, int]:
     """Return how many rounds have a success, a floor, and both: where these differ, net is no difference of means."""
-    return {
-        **{
-            name: sum(line.get(name) is not None for line in rounds)
-            for name in ("attack_success", "attack_success_floor")
-        },
-        "net_attack_success": sum(_net(line) is not None for line in rounds),
-    }
+    names = ("attack_success", "attack_success_floor")
+    counted = {name: sum(line.get(name) is not None for line in rounds) for name in names}
+    return {**counted, "net_attack_success": sum(_net(line) is not None for line in rounds)}
 
 
 def attack_course(rounds: Sequence[Line], window: tuple[int, int] | None) -> dict[str, Any]:

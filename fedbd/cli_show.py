@@ -30,6 +30,7 @@ from fedbd.cli_partition import refuse_idle, show_partition
 from fedbd.errors import Problem, UserError
 
 if TYPE_CHECKING:
+    from fedbd.report.run_view import RunView
     from fedbd.scenario import Scenario
 
 
@@ -115,7 +116,7 @@ def show(
     ] = None,
     settings: Settings = None,
 ) -> None:
-    """Show a method with its fields, a scenario resolved, who holds what in it, or a finished run."""
+    """Show a method with its fields, a scenario resolved, who holds what in it, or a run."""
     with in_json(as_json):
         check_table(table)
         path = Path(what)
@@ -170,13 +171,29 @@ def _show_run(folder: Path, table: Path | None, quiet: bool, as_json: bool) -> N
         print_json({"run": run_values(folder, view)})
         return
     if not quiet:
-        render_comparison(terminal(), compare([view]))
+        if view.finished:
+            render_comparison(terminal(), compare([view]))
         render_cleanups(terminal(), view)
         render_pairs(terminal(), view.summary["detection"])
         render_facts(terminal(), folder, view)
     draw_curves(folder / "curves.png", [view])
     if not quiet:
         typer.echo(f"Curves: {folder / 'curves.png'}")
+        _show_end(folder, view)
+
+
+def _show_end(folder: Path, view: RunView) -> None:
+    """Print what became of a run that has not finished."""
+    from fedbd.record import FINISHED  # noqa: PLC0415
+    from fedbd.report.run_view import unfinished_text  # noqa: PLC0415
+
+    status, running = view.summary.get("status"), False
+    if status is None:  # a run that is taken up again has none, either
+        from fedbd.runs import is_written  # noqa: PLC0415 - torch takes seconds
+
+        running = is_written(folder)
+    if status != FINISHED:
+        typer.echo(unfinished_text(folder, view, running=running))
 
 
 def doctor(

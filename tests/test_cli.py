@@ -455,3 +455,8 @@ def test_a_run_that_fails_in_its_second_round_keeps_the_first_and_says_why(tmp_p
     assert [line["round"] for line in lines] == [0, 1]
     assert lines[1]["clean_accuracy"] is not None
     assert not (folder / "model.safetensors").exists()
+    shown = outside("show", "runs/small/seed-1", folder=tmp_path)
+    assert shown.status == 0
+    assert "runs/small/seed-1: failed; 1 of 2 rounds are done" in shown.out
+    assert reason in shown.out
+    assert shown.out.splitlines()[-1] == "Go on with: fedbd resume runs/small/seed-1"

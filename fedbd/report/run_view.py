@@ -11,6 +11,7 @@ import yaml
 
 from fedbd.errors import DataError, Problem
 from fedbd.record import SCENARIO, read_rounds, read_summary
+from fedbd.report.console import percent
 from fedbd.summary import summarize
 
 
@@ -75,6 +76,27 @@ def run_values(folder: str | Path, view: RunView) -> dict[str, Any]:
         "rounds": len(view.rounds),
         "summary": dict(view.summary),
     }
+
+
+def unfinished_text(folder: str | Path, view: RunView, *, running: bool) -> str:
+    """Return how far a run has come that has not finished, why it ended, and how to go on.
+
+    Args:
+        folder: Its folder, as the user names it.
+        view: What was read there.
+        running: A living process writes it.
+    """
+    status, reason, done = (view.summary.get(name) for name in ("status", "reason", "rounds"))
+    word = "still runs" if running else status or "was killed"
+    last = view.rounds[-1] if view.rounds else None
+    figures = last and f" (CA {percent(last.get('clean_accuracy'))}, ASR {percent(last.get('attack_success'))})"
+    place = f"{done} of {view.summary['planned_rounds']} rounds are done{figures or ''}"
+    text = f"{folder}: {word}; {place}{f': {reason}' if reason else ''}"
+    if running:
+        return text
+    if done and view.scenario.get("checkpoint", {}) is None:
+        return f"{text}\nIt kept no checkpoints; run it anew: fedbd run {Path(folder) / SCENARIO} --overwrite"
+    return f"{text}\nGo on with: fedbd resume {folder}"
 
 
 def _scenario(path: Path) -> dict[str, Any]:

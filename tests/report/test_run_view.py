@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from fedbd.record import RunFolder, round_record
-from fedbd.report.run_view import load_run
+from fedbd.report.run_view import load_run, unfinished_text
 from fedbd.roles import attack_window, planned_window
 from fedbd.run_text import scenario_text
 from fedbd.scenario import from_dict, twin_of
@@ -46,3 +46,29 @@ def test_a_folder_gives_the_measures_that_the_run_gave(attacks, twin, tmp_path):
     assert load_run(folder.path).summary == written
     folder.write_summary({"attack_window": written["attack_window"]})  # of an older version
     assert load_run(folder.path).summary == written
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "running", "text"),
+    [
+        ({}, "failed", False, "r: failed; 1 of 8 rounds are done (CA 40.0, ASR -): why\nGo on with: fedbd resume r"),
+        ({}, None, False, "r: was killed; 1 of 8 rounds are done (CA 40.0, ASR -)\nGo on with: fedbd resume r"),
+        ({}, None, True, "r: still runs; 1 of 8 rounds are done (CA 40.0, ASR -)"),
+        (
+            {"checkpoint": "off"},
+            "interrupted",
+            False,
+            "r: interrupted; 1 of 8 rounds are done (CA 40.0, ASR -)\n"
+            "It kept no checkpoints; run it anew: fedbd run r/scenario.yaml --overwrite",
+        ),
+    ],
+)
+def test_an_unfinished_run_is_told_with_the_way_on(more, status, running, text, tmp_path):
+    plain = {"name": "t", "rounds": 8, "data": {"name": "digits"}, "model": {"name": "mlp"}, **more}
+    folder = RunFolder(tmp_path / "run")
+    folder.write_scenario(scenario_text(from_dict(plain)))
+    for number in range(2):
+        folder.append_round(round_record(round=number, clean_accuracy=0.4))
+    if status is not None:
+        folder.write_summary({"status": status, "reason": "why" if status == "failed" else None})
+    assert unfinished_text("r", load_run(folder.path), running=running) == text

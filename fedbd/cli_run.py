@@ -5,6 +5,9 @@ Everything slow is imported by the command that needs it.
 
 from __future__ import annotations
 
+import contextlib
+import re
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
     from fedbd.runs import Job
     from fedbd.scenario import Scenario
 
+
+LISTED = 10
+"""More folders than these are named by a pattern."""
 
 LogEvery = Annotated[
     int | None,
@@ -119,10 +125,15 @@ def carry_out(jobs: list[Job], asked: list[Path], workers: int | None, printed: 
 
     console = terminal()
     silent = printed.as_json
-    with LiveRuns(console, quiet=printed.quiet or silent, every=printed.log_every, silent=silent) as live:
-        for job in jobs:
-            live.add(str(job.folder), name=job.scenario.name, seed=job.scenario.seed, rounds=job.scenario.rounds)
-        failures = run_all(jobs, live, workers or cores())
+    try:
+        with LiveRuns(console, quiet=printed.quiet or silent, every=printed.log_every, silent=silent) as live:
+            for job in jobs:
+                live.add(str(job.folder), name=job.scenario.name, seed=job.scenario.seed, rounds=job.scenario.rounds)
+            failures = run_all(jobs, live, workers or cores())
+    except KeyboardInterrupt as error:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            say(f"interrupted; finished rounds are kept{_way_on(jobs, asked)}")
+        raise typer.Exit(128 + getattr(error, "signal", signal.SIGINT)) from None
     failed = {failure.folder for failure in failures}
     done = [folder for folder in asked if folder not in failed]
     if printed.as_json:
@@ -133,6 +144,18 @@ def carry_out(jobs: list[Job], asked: list[Path], workers: int | None, printed: 
         for failure in failures:
             say(f"{failure.folder}: {failure.reason}", fg="red")
         raise typer.Exit(2 if all(failure.mistake for failure in failures) else 1)
+
+
+def _way_on(jobs: list[Job], asked: list[Path]) -> str:
+    """Return the command that goes on with what was asked for and is not done; empty where there is none."""
+    from fedbd.record import FINISHED, read_summary  # noqa: PLC0415
+
+    wanted = [job for job in jobs if job.folder in asked and job.scenario.checkpoint is not None]
+    left = [job.folder for job in wanted if (read_summary(job.folder) or {}).get("status") != FINISHED]
+    places = list(map(str, left))
+    if len(left) > LISTED:
+        places = list(dict.fromkeys(re.sub(r"/seed-\d+$", "/seed-*", place) for place in places))
+    return f"; go on with: fedbd resume {' '.join(places)}" if left else ""
 
 
 def _estimate(scenarios: list[Scenario], workers: int | None, as_json: bool) -> None:

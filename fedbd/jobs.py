@@ -106,6 +106,8 @@ def run_all(jobs: list[Job], watcher: Watcher, cores: int) -> list[Failure]:
         finally:
             _end(state.running, got)
     if got:
+        for job in state.waiting:  # so that `fedbd resume` takes them up with the others
+            _sum_up(job, "interrupted", "")
         raise Interrupted(got[0])
     return state.failures
 

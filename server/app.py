@@ -116,7 +116,10 @@ def serve(
         relearned = _relearn(grid, scenario, prepared, rounds, twin)
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        reason = str(error) if isinstance(error, FedBDError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, FedBDError):
+            reason = str(error)
+        elif status == "failed":
+            reason = f"{type(error).__name__}: {error}".removesuffix(": ")
         raise
     finally:
         seconds = time.perf_counter() - started + _seconds_before(checkpoint, rounds)

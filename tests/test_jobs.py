@@ -18,6 +18,7 @@ from fedbd import cli, doctor
 from fedbd.errors import UserError
 from fedbd.flower.supervisor import descendants
 from fedbd.jobs import Failure, Interrupted, _because, _sized, _sum_up, run_all
+from fedbd.resuming import plan_resumption
 from fedbd.runs import LOCK, Job, is_written, plan, writing
 from fedbd.scenario import Scenario, from_dict, load_scenario, to_dict
 
@@ -273,7 +274,7 @@ def test_sigterm_ends_a_run_with_all_its_processes(someones: Path) -> None:
         process.send_signal(signal.SIGHUP)  # what ends a session sends both
         said, complaint = process.communicate(timeout=60)
         assert process.returncode == 143
-        assert complaint == "interrupted; finished rounds are kept\n"
+        assert complaint == "interrupted; finished rounds are kept; go on with: fedbd resume runs/t/seed-0\n"
         assert "Traceback" not in said
         wait_for(lambda: not any(map(alive, pids)), "something stayed", 10)
         assert (summary_of(out)["status"], summary_of(out)["rounds"]) == ("interrupted", 1)
@@ -298,6 +299,22 @@ def test_other_signals_are_as_orderly(number: int, status: int, someones: Path) 
     with live(someones, scenario) as (process, pids, out):
         process.send_signal(number)
         _, complaint = process.communicate(timeout=60)
-        assert (process.returncode, complaint) == (status, "interrupted; finished rounds are kept\n")
+        assert process.returncode == status
+        assert complaint == "interrupted; finished rounds are kept; go on with: fedbd resume runs/t/seed-0\n"
         wait_for(lambda: not any(map(alive, pids)), "something stayed", 10)
-        assert summary_of(out)["status"] == "interrupted"
+        assert (summary_of(out)["status"], summary_of(out)["reason"]) == ("interrupted", None)
+
+
+@on_linux
+def test_what_an_interrupt_left_waiting_is_resumed_with_the_rest(someones: Path) -> None:
+    scenario = make(attacks=[ATTACK], local_defense={"name": "someones:Slow"}, rounds=2, engine={"executor": "serial"})
+    (someones / "t.yaml").write_text(json.dumps(to_dict(scenario)))
+    command = [sys.executable, "-m", "fedbd", "run", "t.yaml"]
+    with subprocess.Popen(command, cwd=someones, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        wait_for(lambda: list(someones.glob("runs/twins/*/rounds.jsonl")) != [], "the twin took too long")
+        process.send_signal(signal.SIGINT)
+        _, complaint = process.communicate(timeout=60)
+    assert complaint == "interrupted; finished rounds are kept; go on with: fedbd resume runs/t/seed-0\n"
+    folder = someones / "runs/t/seed-0"
+    assert (summary_of(folder)["status"], summary_of(folder)["rounds"]) == ("interrupted", 0)
+    assert [job.folder == folder for job in plan_resumption([folder]).jobs] == [False, True]  # its twin goes first

@@ -29,7 +29,9 @@ Settings = Annotated[
 
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else (docs/commands.md).")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object; all else goes to standard error (docs/commands.md).")
+]
 
 
 def method_names(incomplete: str) -> list[str]:

@@ -34,10 +34,10 @@ def resume(
     with in_json(as_json):
         check_table(table)
         plan = plan_resumption(folders, workers=workers, other_code=other_code)
-    if not (quiet or as_json):
+    if not quiet:
         for folder in plan.finished:
-            typer.echo(f"{folder}: has finished already")
+            typer.echo(f"{folder}: has finished already", err=as_json)
         for folder, where in plan.notes.items():
-            typer.echo(f"{folder}: goes on {where}")
+            typer.echo(f"{folder}: goes on {where}", err=as_json)
     printed = Printed(quiet=quiet, as_json=as_json, log_every=log_every, table=table)
     carry_out(plan.jobs, plan.asked, workers, printed)

@@ -119,14 +119,18 @@ def carry_out(jobs: list[Job], asked: list[Path], workers: int | None, printed: 
     Raises:
         Exit: With the status, if a run failed.
     """
+    from rich.console import Console  # noqa: PLC0415
+
     from fedbd.environment import cores  # noqa: PLC0415
     from fedbd.jobs import run_all  # noqa: PLC0415
     from fedbd.report.console import LiveRuns  # noqa: PLC0415
 
-    console = terminal()
-    silent = printed.as_json
+    console = progress = terminal()
+    if printed.as_json:
+        progress = Console(stderr=True, force_interactive=False)  # standard output is for the object
+    silent = printed.as_json and printed.quiet
     try:
-        with LiveRuns(console, quiet=printed.quiet or silent, every=printed.log_every, silent=silent) as live:
+        with LiveRuns(progress, quiet=printed.quiet, every=printed.log_every, silent=silent) as live:
             for job in jobs:
                 live.add(str(job.folder), name=job.scenario.name, seed=job.scenario.seed, rounds=job.scenario.rounds)
             failures = run_all(jobs, live, workers or cores())

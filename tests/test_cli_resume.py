@@ -80,7 +80,7 @@ def test_a_failed_run_goes_on_once_its_cause_is_gone(tmp_path: Path) -> None:
     assert said.count("round 3/3") == 1
     assert say(tmp_path, "run", "a.yaml", "--out", "whole", "--quiet") == (0, "")
     assert same_records(tmp_path / folder, tmp_path / "whole" / "small" / "seed-1") == []
-    status, said = say(tmp_path, "resume", folder, "--json")
+    status, said = say(tmp_path, "resume", folder, "--json", "--quiet")
     assert status == 0
     [run] = json.loads(said)["runs"]
     assert run["summary"]["resumed_from"] == [2, 2]

@@ -44,6 +44,7 @@ def export(
     tensorboard: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also, or instead, write TensorBoard events below this folder.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file where it is there already.")] = False,
 ) -> None:
     """Write the records of runs to one table, a row per round and run; pandas reads it.
 
@@ -54,6 +55,9 @@ def export(
     file = places[-1] if places[-1].suffix in TABLES and not places[-1].is_dir() else None
     folders = places if file is None else places[:-1]
     problems = _export_problems(places, folders, file, tensorboard)
+    if file is not None and file.exists() and not overwrite:
+        remedy = "pass --overwrite to replace it, or name another file"
+        problems.append(Problem(path=str(file), expected="is there already", remedy=remedy))
     if problems:
         raise UserError(problems, "nothing was exported:")
     runs = run_folders(folders)

@@ -240,6 +240,13 @@ def test_export(ran: tuple[Path, Said], fedbd_: Callable[..., Said], tmp_path: P
     lines = [json.loads(line) for line in (ran[0] / "runs/small/seed-1/rounds.jsonl").read_text().splitlines()]
     assert [row["clean_accuracy"] for row in rows] == [line["clean_accuracy"] for line in lines]
     assert [row["seconds.total"] for row in rows] == [line["seconds"]["total"] for line in lines]
+    (tmp_path / "rounds.json").write_text("mine")
+    again = fedbd_("export", ran[0], "rounds.json")
+    expected = "rounds.json: is there already; pass --overwrite to replace it, or name another file"
+    assert (again.status, again.err.splitlines()) == (2, ["nothing was exported:", f"  {expected}"])
+    assert (tmp_path / "rounds.json").read_text() == "mine"
+    assert fedbd_("export", ran[0], "rounds.json", "--overwrite").status == 0
+    assert json.loads((tmp_path / "rounds.json").read_text()) == rows
 
 
 EXPORTS: dict[str, tuple[list[str], str]] = {

@@ -49,10 +49,15 @@ def export_rows(folders: Sequence[Path], *, scenario: bool = False) -> list[Row]
 
     Returns:
         Rows of numbers, texts, booleans and None. Nested names are joined by dots, as in
-        ``cleanup.rnp.after.attack_success``; lists, and the notes, are compact JSON texts.
+        ``cleanup.rnp.after.attack_success``; lists, and a round's own notes, are compact JSON texts.
     """
     rows = [row for folder in folders for row in _rows(folder, load_run(folder), scenario)]
     names = list(dict.fromkeys([*FIRST, *(name for row in rows for name in row)]))
+    groups = {name[:dot] for name in names for dot, letter in enumerate(name) if letter == "."}
+    filled = {name for row in rows for name, value in row.items() if value is not None}
+    names = [
+        name for name in names if name in filled or name not in groups
+    ]  # a group that one round lacks is null there
     return [{name: row.get(name) for name in names} for row in rows]
 
 

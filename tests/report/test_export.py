@@ -60,6 +60,16 @@ def test_the_rows_worked_out_by_hand(runs: Path) -> None:
     assert list(rows[0])[:5] == ["run", "name", "seed", "finished", "round"]
 
 
+def test_a_group_that_a_round_lacks_is_no_column_of_its_own(tmp_path: Path) -> None:
+    lines = [
+        {"round": 0, "server_saw": None, "cipher_error": None},
+        {"round": 1, "server_saw": {"kind": "sum"}, "cipher_error": None},
+    ]
+    rows = export_rows([run(tmp_path / "a", "a", 1, lines)])
+    assert list(rows[0])[5:] == ["cipher_error", "server_saw.kind"]
+    assert [row["server_saw.kind"] for row in rows] == [None, "sum"]
+
+
 def test_a_folder_of_runs_stands_for_those_below_but_for_what_they_share(runs: Path) -> None:
     assert run_folders([runs]) == [runs / "a" / "seed-1", runs / "b" / "seed-2"]
     assert run_folders([runs / "twins" / "0123"]) == [runs / "twins" / "0123"]

@@ -200,7 +200,7 @@ def doctor(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print what is wrong only.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check this installation: versions, devices, the encrypted sum, the worker processes."""
+    """Check this installation: versions, devices, the encrypted sum, a worker process."""
     from fedbd.doctor import examine  # noqa: PLC0415
 
     checks = examine()

@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from fedbd.crypto.agent_client import KeyAgent, start_agent
 from fedbd.crypto.ckks import Ckks, Evaluator
 from fedbd.engines import flower_app_dir
 from fedbd.environment import cores
+from fedbd.flower.executors import ProcessPoolExecutor
 from fedbd.registry import METHODS
 
 PACKAGES = ("flwr", "ray", "torch", "torchvision", "tenseal", "numpy")
@@ -25,12 +26,12 @@ FREE_GIB = 2
 
 @dataclass(frozen=True)
 class Check:
-    """One finding: what was looked at, what was found, whether it is good, and what to do if not."""
+    """One finding: what was looked at, what was found, whether it is good, and, only if not, what to do."""
 
     name: str
     found: str
     good: bool = True
-    remedy: str = ""
+    remedy: str | None = None
 
 
 def examine() -> list[Check]:
@@ -40,9 +41,10 @@ def examine() -> list[Check]:
 
 def _tried(name: str, look: Callable[[], Check]) -> Check:
     try:
-        return look()
+        found = look()
     except Exception as error:
         return Check(name, f"{type(error).__name__}: {error}", False, "reinstall fedbd with its constraints file")
+    return replace(found, remedy=None) if found.good else found
 
 
 def _python() -> Check:
@@ -63,6 +65,11 @@ def _app() -> Check:
     folder = flower_app_dir()
     missing = [name for name in ("clients/app.py", "server/app.py", "pyproject.toml") if not (folder / name).is_file()]
     return Check("Flower app", str(folder), not missing, f"missing {', '.join(missing)}: reinstall fedbd")
+
+
+def _worker() -> Check:
+    with ProcessPoolExecutor((flower_app_dir() / "clients" / "app.py", "app"), 1, start_timeout=60.0):
+        return Check("worker process", "starts and loads the clients' app")
 
 
 def _encryption() -> Check:
@@ -101,6 +108,7 @@ LOOKS: dict[str, Callable[[], Check]] = {
     "Flower app": _app,
     "Flower runtime": _runtime,
     "methods": _methods,
+    "worker process": _worker,
     "encrypted sum": _encryption,
     "temporary space": _disk,
 }

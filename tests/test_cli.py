@@ -164,7 +164,16 @@ def test_show_a_scenario_resolves_it(small: Path, fedbd_: Callable[..., Said]) -
 def test_doctor_finds_this_installation_good(fedbd_: Callable[..., Said]) -> None:
     said = fedbd_("doctor")
     assert said.status == 0, said.text
-    names = ["Python", "packages", "devices", "Flower app", "Flower runtime", "methods", "encrypted sum"]
+    names = [
+        "Python",
+        "packages",
+        "devices",
+        "Flower app",
+        "Flower runtime",
+        "methods",
+        "worker process",
+        "encrypted sum",
+    ]
     assert [line for line in said.out.splitlines() if not line.startswith("ok")] == []
     assert all(any(line.removeprefix("ok   ").startswith(name) for line in said.out.splitlines()) for name in names)
 
@@ -182,6 +191,18 @@ def test_doctor_says_what_to_do(fedbd_: Callable[..., Said], monkeypatch: pytest
     assert said.out.splitlines()[0].split() == ["ok", "fine", "yes"]
     assert said.out.splitlines()[1].split(maxsplit=2) == ["BAD", "sum", "OSError: no such library"]
     assert said.out.splitlines()[2].strip() == "reinstall fedbd with its constraints file"
+
+
+def test_doctor_starts_a_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from fedbd import doctor
+
+    (tmp_path / "clients").mkdir()
+    (tmp_path / "clients" / "app.py").write_text("raise ImportError('no libfoo.so')")
+    monkeypatch.setattr(doctor, "flower_app_dir", lambda: tmp_path)
+    monkeypatch.setattr(doctor, "LOOKS", {"worker process": doctor.LOOKS["worker process"]})
+    (check,) = doctor.examine()
+    assert not check.good
+    assert "no libfoo.so" in check.found
 
 
 # Validating.

@@ -177,7 +177,7 @@ def test_doctor_prints_an_object_with_the_same_status(
 ) -> None:
     from fedbd import doctor
 
-    good = doctor.Check("fine", "yes")
+    good = doctor.Check("fine", "yes", True, "for when it is not")
     bad = doctor.Check("sum", "wrong", False, "reinstall")
     monkeypatch.setattr(doctor, "LOOKS", {"fine": lambda: good, "sum": lambda: bad})
     said = fedbd_("doctor", "--json")
@@ -185,7 +185,7 @@ def test_doctor_prints_an_object_with_the_same_status(
     assert json.loads(said.out) == {
         "good": False,
         "checks": [
-            {"name": "fine", "found": "yes", "good": True, "remedy": ""},
+            {"name": "fine", "found": "yes", "good": True, "remedy": None},
             {"name": "sum", "found": "wrong", "good": False, "remedy": "reinstall"},
         ],
     }

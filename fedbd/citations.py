@@ -152,9 +152,10 @@ def cite(names: list[str]) -> str:
         if name == "fedbd":
             blocks.append(FEDBD)
         elif not kinds:
-            known = [known for methods in METHODS.values() for known in methods]
+            known = [known for methods in METHODS.values() for known in methods] + ["fedbd"]
             remedy = near_miss(name, known) or "fedbd list names the methods"
-            problems.append(Problem(path="NAME", expected="must be a method", got=repr(name), remedy=remedy))
+            expected = "must be a method, a scenario file or a run's folder"
+            problems.append(Problem(path="NAME", expected=expected, got=repr(name), remedy=remedy))
         for kind in kinds:
             found = papers(kind, name)
             title = f"% {name} ({kind})" if found else f"% {name} ({kind}): no paper stands behind it; cite fedbd"

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedbd.cli_arguments import method_names
+from fedbd.cli_arguments import names_and_paths
 from fedbd.errors import Problem, UserError
 
 if TYPE_CHECKING:
+    from fedbd.central import CentralPlan
     from fedbd.scenario import Scenario
 
 TABLES = (".csv", ".json", ".parquet")
@@ -90,29 +91,38 @@ def cite(
     names: Annotated[
         list[str],
         typer.Argument(
-            help="Methods' names, scenario files (all that they use), or fedbd itself.",
+            help="Methods' names; files or folders of scenarios, runs and trainings (all that they use); or fedbd.",
             show_default=False,
-            autocompletion=method_names,
+            autocompletion=names_and_paths,
         ),
     ],
 ) -> None:
-    """Print BibTeX entries: the papers of methods, of all that a scenario uses, and of fedbd."""
+    """Print BibTeX entries: the papers of methods, of all that a scenario, run or training uses, and of fedbd."""
     from fedbd.citations import cite as entries  # noqa: PLC0415
 
     wanted: list[str] = []
     for name in names:
-        wanted += _used(Path(name)) if name.endswith((".yaml", ".yml")) else [name]
+        wanted += _used(Path(name)) if name.endswith((".yaml", ".yml")) or Path(name).is_dir() else [name]
     typer.echo(entries(wanted))
 
 
 def _used(path: Path) -> list[str]:
-    """Return the registered methods that a scenario uses, fedbd first."""
+    """Return the registered methods that a scenario, a run or a training uses, fedbd first."""
+    from fedbd.central import load_central  # noqa: PLC0415
+    from fedbd.central_training import PLAN  # noqa: PLC0415
+    from fedbd.record import SCENARIO  # noqa: PLC0415
     from fedbd.scenario import load_scenario  # noqa: PLC0415
+    from fedbd.scenario_file import is_central, read_yaml  # noqa: PLC0415
 
-    return ["fedbd", *_methods_of(load_scenario(path))]
+    places = [path / SCENARIO, path / PLAN] if path.is_dir() else [path]
+    file = next((place for place in places if place.is_file() or place == path), None)
+    if file is None:
+        expected, remedy = "must be a run's or a training's folder", f"it holds neither {SCENARIO} nor {PLAN}"
+        raise UserError([Problem(path=str(path), expected=expected, remedy=remedy)])
+    return ["fedbd", *_methods_of(load_central(file) if is_central(read_yaml(file)) else load_scenario(file))]
 
 
-def _methods_of(value: Scenario | Any) -> list[str]:
+def _methods_of(value: Scenario | CentralPlan | Any) -> list[str]:
     import dataclasses  # noqa: PLC0415
 
     from fedbd.plans import StrategyPlan  # noqa: PLC0415

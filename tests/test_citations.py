@@ -106,10 +106,16 @@ def test_a_paper_of_two_methods_stands_there_once() -> None:
     assert entries(text)["fedbd"]["title"] == "{fedbd: a federated-learning security simulator}"
 
 
+def test_a_triggers_paper_is_cited_under_the_triggers_name() -> None:
+    assert [paper.key for paper in papers("attack", "badnets")] == ["gu2017badnets", "bagdasaryan2018backdoor"]
+    assert "nguyen2021wanet" in [paper.key for paper in papers("trigger", "wanet")]
+    assert "barni2019backdoor" in [paper.key for paper in papers("trigger", "sig")]
+
+
 def test_every_unknown_name_is_told() -> None:
     with pytest.raises(UserError) as refused:
         cite(["rnp", "stirp", "nothing at all"])
     assert str(refused.value).splitlines() == [
-        "NAME: must be a method, got 'stirp'; did you mean 'strip'?",
-        "NAME: must be a method, got 'nothing at all'; fedbd list names the methods",
+        "NAME: must be a method, a scenario file or a run's folder, got 'stirp'; did you mean 'strip'?",
+        "NAME: must be a method, a scenario file or a run's folder, got 'nothing at all'; fedbd list names the methods",
     ]

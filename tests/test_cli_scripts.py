@@ -288,7 +288,19 @@ def test_cite_a_scenario_names_all_that_it_uses(fedbd_: Callable[..., Said]) -> 
     named = re.findall(r"^% (\w+) \((\w+)\)", said.out, re.MULTILINE)
     assert {("badnets", "attack"), ("grid", "trigger"), ("rnp", "cleanup"), ("ckks", "secure_sum")} <= set(named)
     assert said.out.startswith("@software{fedbd,")
-    assert fedbd_("cite", "medien").err == "NAME: must be a method, got 'medien'; did you mean 'median'?\n"
+    expected = "must be a method, a scenario file or a run's folder"
+    assert fedbd_("cite", "medien").err == f"NAME: {expected}, got 'medien'; did you mean 'median'?\n"
+
+
+def test_cite_a_run_and_a_training(ran: tuple[Path, Said], fedbd_: Callable[..., Said], tmp_path: Path) -> None:
+    assert fedbd_("cite", ran[0] / "runs/small/seed-1").out == fedbd_("cite", "small.yaml").out
+    said = fedbd_("cite", ROOT / "scenarios/central/cifar10-badnets.yaml")
+    assert (said.status, said.err) == (0, "")
+    assert {"badnets (attack)", "grid (trigger)"} <= set(re.findall(r"^% (.+ \(\w+\))", said.out, re.MULTILINE))
+    (tmp_path / "empty").mkdir()
+    nothing = fedbd_("cite", "empty")
+    expected = "must be a run's or a training's folder; it holds neither scenario.yaml nor central.yaml"
+    assert (nothing.status, nothing.err) == (2, f"empty: {expected}\n")
 
 
 # Completion.

@@ -2,10 +2,8 @@
 
 T. Gu, B. Dolan-Gavitt, S. Garg, "BadNets: Identifying Vulnerabilities in the Machine Learning Model Supply Chain",
 2017, https://arxiv.org/abs/1708.06733, all-to-one and all-to-all; the share of every batch (20 of 64) is that of
-E. Bagdasaryan et al., "How To Backdoor Federated Learning", 2018, https://arxiv.org/abs/1807.00459. Clean labels:
-M. Barni, K. Kallas, B. Tondi, "A New Backdoor Attack in CNNs by Training Set Corruption Without Label Poisoning", 2019,
-https://arxiv.org/abs/1902.11237. Cover: the noise mode of A. Nguyen, A. Tran, "WaNet - Imperceptible Warping-based
-Backdoor Attack", 2021, https://arxiv.org/abs/2102.10369.
+E. Bagdasaryan et al., "How To Backdoor Federated Learning", 2018, https://arxiv.org/abs/1807.00459. Clean labels: as
+Barni et al. have them for their trigger (``sig_trigger``). Cover: the noise mode of WaNet (``wanet_trigger``).
 
 Differs from the paper: the drawn images are stamped and relabeled in place, as in the code of ABL, NAD and RNP; the
 paper adds stamped copies to the set. As there, images of the target class may be drawn.

@@ -29,8 +29,11 @@ def show_partition(path: Path, out: Path | None, settings: list[str], quiet: boo
     from fedbd.record import SCENARIO  # noqa: PLC0415
     from fedbd.report.partition_picture import draw_partition  # noqa: PLC0415
     from fedbd.report.partition_view import partition_view, plain_view, render_partition  # noqa: PLC0415
+    from fedbd.report.run_view import refuse_no_run  # noqa: PLC0415
     from fedbd.scenario import load_scenario  # noqa: PLC0415
 
+    if path.is_dir():
+        refuse_no_run(path)
     file = path / SCENARIO if path.is_dir() else path
     picture = file.with_suffix(".partition.png") if out is None else out
     _check(file, picture, str(path))

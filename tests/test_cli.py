@@ -279,7 +279,11 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown command": (["runn"], "No such command 'runn'"),
     "unknown kind": (["list", "modell"], "did you mean 'model'?"),
     "unknown method": (["show", "medien"], "did you mean 'median'?"),
-    "no run in a folder": (["show", "."], "must be a run's scenario"),
+    "no run in a folder": (
+        ["show", "."],
+        ".: must be a run's folder, got a folder without scenario.yaml; name what `fedbd",
+    ),
+    "no run to split": (["show", "--partition", "."], ".: must be a run's folder, got a folder without scenario.yaml"),
     "a table of a method": (["show", "median", "--table", "t.csv"], "--table: is for a run's folder, got 'median'"),
     "missing data": (
         ["validate", "small.yaml", "-s", "data={name: npz, file: a.npz, root: /nowhere}"],

@@ -48,6 +48,7 @@ def load_run(folder: str | Path, arm: str | None = None) -> RunView:
     Raises:
         DataError: If there is no run in the folder or a file in it is damaged.
     """
+    refuse_no_run(Path(folder))
     scenario = _scenario(Path(folder) / SCENARIO)
     rounds = read_rounds(folder)
     planned = int(scenario.get("rounds") or 0)
@@ -97,6 +98,26 @@ def unfinished_text(folder: str | Path, view: RunView, *, running: bool) -> str:
     if done and view.scenario.get("checkpoint", {}) is None:
         return f"{text}\nIt kept no checkpoints; run it anew: fedbd run {Path(folder) / SCENARIO} --overwrite"
     return f"{text}\nGo on with: fedbd resume {folder}"
+
+
+def refuse_no_run(folder: Path) -> None:
+    """Refuse a folder that is no run's, and say what it is instead and what to name.
+
+    Raises:
+        DataError: If there is no scenario in it.
+    """
+    if (folder / SCENARIO).exists():
+        return
+    below = [file.parent for depth in ("*", "*/*") for file in sorted(folder.glob(f"{depth}/{SCENARIO}"))]
+    got, remedy = f"a folder without {SCENARIO}", "name what `fedbd run` wrote, such as runs/NAME/seed-1"
+    if (folder / "central.yaml").exists():
+        got, remedy = "that of a training", f"look at its model with `fedbd inspect {folder}`"
+    elif below:
+        count = f"{len(below)} run{'s' if len(below) > 1 else ''}"
+        got, remedy = f"a folder with {count} below it", f"name one of them, such as {below[0]}"
+    elif not folder.is_dir():
+        got = "no folder"
+    raise DataError([Problem(path=str(folder), expected="must be a run's folder", got=got, remedy=remedy)])
 
 
 def _scenario(path: Path) -> dict[str, Any]:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from fedbd.central_training import PLAN
+from fedbd.errors import DataError
 from fedbd.record import RunFolder, round_record
 from fedbd.report.run_view import load_run, unfinished_text
 from fedbd.roles import attack_window, planned_window
@@ -72,3 +74,19 @@ def test_an_unfinished_run_is_told_with_the_way_on(more, status, running, text, 
     if status is not None:
         folder.write_summary({"status": status, "reason": "why" if status == "failed" else None})
     assert unfinished_text("r", load_run(folder.path), running=running) == text
+
+
+def test_a_folder_that_is_no_runs_is_told_for_what_it_is(tmp_path):
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / PLAN).write_text("")
+    (tmp_path / "runs" / "t" / "seed-1").mkdir(parents=True)
+    (tmp_path / "runs" / "t" / "seed-1" / "scenario.yaml").write_text("")
+    sentences = {
+        "training": "got that of a training; look at its model with `fedbd inspect ",
+        "runs": f"got a folder with 1 run below it; name one of them, such as {tmp_path}/runs/t/seed-1",
+        "gone": "got no folder; name what `fedbd run` wrote, such as runs/NAME/seed-1",
+    }
+    for name, sentence in sentences.items():
+        with pytest.raises(DataError) as refused:
+            load_run(tmp_path / name)
+        assert f"{name}: must be a run's folder, {sentence}" in str(refused.value)

@@ -29,10 +29,19 @@ log = logging.getLogger(__name__)
 
 
 def folder() -> Path:
-    """Return the cache folder: $FEDBD_CACHE, else fedbd in $XDG_CACHE_HOME (if absolute), else ~/.cache/fedbd."""
+    """Return the cache folder: $FEDBD_CACHE, else fedbd in $XDG_CACHE_HOME (if absolute), else ~/.cache/fedbd.
+
+    Raises:
+        DataError: If $FEDBD_CACHE names something that is no folder and can become none.
+    """
     own = os.environ.get("FEDBD_CACHE")
     if own:
-        return Path(own).expanduser()
+        wanted = Path(own).expanduser()
+        there = next((place for place in (wanted, *wanted.parents) if place.exists()), wanted)
+        if there.exists() and not there.is_dir():
+            remedy = "name a folder for decoded data (it is made), or unset FEDBD_CACHE"
+            raise DataError([Problem(path="FEDBD_CACHE", expected="must be a folder", got=own, remedy=remedy)])
+        return wanted
     shared = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(shared) if os.path.isabs(shared) else Path.home() / ".cache") / "fedbd"
 
@@ -50,7 +59,7 @@ def cached(reader: str, fields: Mapping[str, Any], sources: Sequence[Path], deco
         Arrays mapped copy-on-write: processes share the pages, and a write stays in the process that wrote.
 
     Raises:
-        DataError: If a source cannot be read.
+        DataError: If a source cannot be read, or $FEDBD_CACHE is no folder.
     """
     place = folder() / _key(reader, fields, sources)
     arrays = _open(place)

@@ -103,11 +103,23 @@ def test_whoever_mapped_a_replaced_entry_keeps_it(decode, source):
 
 def test_without_a_folder_to_write_in(decode, source, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").touch()
-    monkeypatch.setenv("FEDBD_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.delenv("FEDBD_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     for calls in (1, 2):
         assert same(cached("reader", {}, [source], decode))
         assert decode.calls == calls
     assert "every process decodes the data set for itself" in caplog.text
+
+
+@pytest.mark.parametrize("below", ["", "cache"])
+def test_a_cache_that_is_no_folder_is_the_users_mistake(below, decode, source, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FEDBD_CACHE", str(tmp_path / "file" / below))
+    with pytest.raises(
+        DataError, match=r"^FEDBD_CACHE: must be a folder, got .*file.*; name a folder for decoded data"
+    ):
+        cached("reader", {}, [source], decode)
+    assert decode.calls == 0
 
 
 def test_a_source_that_cannot_be_read(decode, tmp_path):

@@ -163,7 +163,8 @@ def unwritable(option: str, path: Path | None, endings: tuple[str, ...]) -> list
     if path.suffix not in endings:
         return [Problem(path=option, expected=f"must end in {either(endings)}", got=repr(str(path)))]
     if not path.resolve().parent.is_dir() or path.is_dir():
-        return [Problem(path=option, expected="must be a file in a folder that exists", got=str(path))]
+        remedy = "name a file in it" if path.is_dir() else f"make the folder first: mkdir -p {path.parent}"
+        return [Problem(path=option, expected="must be a file in a folder that exists", got=str(path), remedy=remedy)]
     return []
 
 

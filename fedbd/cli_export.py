@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedbd.cli_arguments import names_and_paths
+from fedbd.cli_arguments import names_and_paths, unwritable
 from fedbd.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -80,8 +80,7 @@ def _export_problems(
         problems.append(Problem(path="FILE", expected=expected, got=repr(str(places[-1]))))
     if not folders:
         problems.append(Problem(path="RUN_DIR", expected="is required before the file"))
-    if file is not None and not file.resolve().parent.is_dir():
-        problems.append(Problem(path="FILE", expected="must be a file in a folder that exists", got=str(file)))
+    problems += unwritable("FILE", file, TABLES)
     if tensorboard is not None and tensorboard.exists() and not tensorboard.is_dir():
         problems.append(Problem(path="--tensorboard", expected="must be a folder", got=str(tensorboard)))
     return problems

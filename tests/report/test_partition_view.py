@@ -170,7 +170,10 @@ def test_the_command_speaks_to_scripts(tmp_path):
     [
         (["--partition", "rnp"], "--partition: is for a scenario file or a run's folder, got 'rnp'"),
         (["--partition", "s.yaml", "-o", "a.txt"], "--out: must end in .png, .svg or .pdf, got 'a.txt'"),
-        (["--partition", "s.yaml", "-o", "no/a.png"], "--out: must be a file in a folder that exists, got no/a.png"),
+        (
+            ["--partition", "s.yaml", "-o", "no/a.png"],
+            "--out: must be a file in a folder that exists, got no/a.png; make the folder first: mkdir -p no",
+        ),
         (["s.yaml", "-o", "a.png"], "--out: is for the picture of --partition, got 'a.png'"),
         (["rnp", "-s", "seed=1"], "--set: is for a scenario file, got 'rnp'"),
         (

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from fedbd.central import CentralData, CentralPlan, identity, load_central, measure, new_model
 from fedbd.data.digest import digest
 from fedbd.defenses.local.central_state import CentralState, momentum_of, restore_momentum
-from fedbd.errors import Problem, ScenarioError
+from fedbd.errors import Problem, RunFailed, ScenarioError
+from fedbd.metrics import is_finite
 from fedbd.models.checkpoint import load_checkpoint, read_tensors, save_safetensors, save_tensors
 from fedbd.scenario_file import dump_yaml
 from fedbd.schema import to_plain
@@ -58,6 +59,7 @@ def train_central(
     Raises:
         ScenarioError: If the folder holds another training, or one on other data.
         MethodRefused: If a defense cannot act.
+        RunFailed: If the training diverged; the epochs before are kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _claim(plan, json.dumps({"sha256": digest(data.dataset)}) + "\n", folder)
@@ -72,6 +74,7 @@ def train_central(
     else:
         course = _defended(plan, data, model, rest, folder)
     for number, (trained, now) in enumerate(course, start=done + 1):
+        _refuse_diverged(plan, model, folder, number)
         line = {"epoch": number, **trained, **measure(plan, data, model)}
         with open(folder / LOG, "a", encoding="utf-8") as file:  # first: a line too many is cut off, one less is lost
             file.write(json.dumps(line) + "\n")
@@ -81,6 +84,15 @@ def train_central(
     save_safetensors(model, folder / MODEL)
     (folder / STATE).unlink(missing_ok=True)
     return model.eval()
+
+
+def _refuse_diverged(plan: CentralPlan, model: nn.Module, folder: Path, epoch: int) -> None:
+    if not is_finite(model):
+        rate = "training.lr" if plan.defense is None else "the defense's learning rates"
+        raise RunFailed(
+            f"{folder}: training diverged in epoch {epoch} of {plan.epochs}: the weights are not finite; "
+            f"lower {rate} and train anew with --overwrite (the epochs before are kept until then)"
+        )
 
 
 def _plain(plan: CentralPlan, data: CentralData, model: nn.Module, done: int, rest: Tensors) -> Course:

@@ -21,7 +21,7 @@ from fedbd.central import (
     twin_of,
 )
 from fedbd.central_training import LOG, MODEL, NOTES, PLAN, STATE, train_central
-from fedbd.errors import ScenarioError, UserError
+from fedbd.errors import RunFailed, ScenarioError, UserError
 from fedbd.models.checkpoint import read_tensors, save_safetensors, save_tensors
 from fedbd.schema import to_plain
 from fedbd.seeding import torch_rng
@@ -231,6 +231,19 @@ def test_a_kill_before_the_state_is_saved_repeats_the_epoch_and_its_line_once(
     train_central(plan, data, tmp_path / "parts")
     assert state(tmp_path / "parts") == state(tmp_path / "whole")
     assert (tmp_path / "parts" / LOG).read_text() == (tmp_path / "whole" / LOG).read_text()
+
+
+def test_a_training_that_diverges_ends_with_the_reason_and_keeps_the_epochs_before(
+    plan: CentralPlan, tmp_path: Path
+) -> None:
+    train_central(plan, assemble_central(plan), tmp_path / "sound")
+    wild = replace(plan, training=replace(plan.training, lr=0.05, lr_step=1, lr_gamma=1e30))  # from the second epoch on
+    with pytest.raises(RunFailed, match=r"diverged in epoch 2 of 3: the weights are not finite; lower training\.lr"):
+        train_central(wild, assemble_central(wild), tmp_path / "wild")
+    lines = (tmp_path / "wild" / LOG).read_text().splitlines()
+    assert lines == (tmp_path / "sound" / LOG).read_text().splitlines()[:1]
+    assert read_tensors(tmp_path / "wild" / STATE)[1]["epoch"] == "1"
+    assert not (tmp_path / "wild" / MODEL).exists()
 
 
 def test_a_finished_training_is_loaded_not_repeated(plan: CentralPlan, tmp_path: Path) -> None:

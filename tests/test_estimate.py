@@ -160,11 +160,16 @@ def test_sizes_and_lines() -> None:
         not_counted=["the start of the run"],
     )
     assert estimate_text(found).splitlines() == [
-        "a seed 1: about 2m30s for 100 rounds, without a twin",
+        "a seed 1: about 2m30s in all: 100 rounds of 1.5 s, without a twin",
         "  a round   1.5 s on 2 workers (train 1, evaluate 0.5)",
         "  memory    500 MB a process at most, 3 processes; 1 MB of images are shared; the model has 1,234 weights",
         "  traffic   2 kB down and 3 kB up a round",
         "  without   the start of the run",
+    ]
+    both = dataclasses.replace(found, twin_seconds={"total": 0.5}, run_seconds=200.0)
+    assert estimate_text(both).splitlines()[:2] == [
+        "a seed 1: about 3m20s in all: 100 rounds of 1.5 s, and 100 of 0.5 s for its attack-free twin",
+        "  a round   1.5 s on 2 workers (train 1, evaluate 0.5)",
     ]
 
 

@@ -9,12 +9,13 @@ from fedbd.report.console import duration
 def estimate_text(found: Estimate) -> str:
     """Return an estimate as a few lines."""
     parts = ", ".join(f"{name} {value:.3g}" for name, value in found.seconds.items() if name != "total" and value > 0)
+    rounds = f"{found.rounds} rounds of {found.seconds['total']:.3g} s"
     twin = "without a twin"
     if found.twin_seconds is not None:
-        twin = f"with the attack-free twin, at {found.twin_seconds['total']:.3g} s a round"
+        twin = f"and {found.rounds} of {found.twin_seconds['total']:.3g} s for its attack-free twin"
     return "\n".join(
         [
-            f"{found.name} seed {found.seed}: about {duration(found.run_seconds)} for {found.rounds} rounds, {twin}",
+            f"{found.name} seed {found.seed}: about {duration(found.run_seconds)} in all: {rounds}, {twin}",
             f"  a round   {found.seconds['total']:.3g} s on {found.workers} workers ({parts})",
             f"  memory    {size(found.process_bytes)} a process at most, {found.workers + 1} processes; "
             f"{size(found.data_bytes)} of images are shared; the model has {found.parameters:,} weights",

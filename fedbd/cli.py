@@ -46,6 +46,7 @@ app = typer.Typer(
     help="Simulate federated learning under attack: poisoned clients, encrypted sums, defenses, measured every round.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    suggest_commands=False,  # click does, and typer would say it once more
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

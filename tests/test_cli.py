@@ -322,6 +322,10 @@ def test_a_mistake_is_told_in_a_sentence(
     assert {path.name for path in tmp_path.iterdir()} == before  # nothing was begun
 
 
+def test_a_command_that_is_none_is_told_its_like_once(fedbd_: Callable[..., Said]) -> None:
+    assert fedbd_("runn").err.count("Did you mean 'run'?") == 1
+
+
 def test_a_mistake_in_a_process_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_text(SMALL.replace("lr: 0.05", "lr: fast"))
     said = outside("run", "wrong.yaml", folder=tmp_path)

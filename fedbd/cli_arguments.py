@@ -27,6 +27,8 @@ Settings = Annotated[
     typer.Option("--set", "-s", metavar="PATH=VALUE", help="Override a field, e.g. -s training.lr=0.05 (repeatable)."),
 ]
 
+MOST_SEEDS = 1000
+"""More runs of one scenario nobody waits for, and planning them would look like a hang."""
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")]
 AsJson = Annotated[

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fedbd.cli_arguments import TABLES, Checkpoint, Data, Model, Target, TriggerWord, terminal, unwritable
+from fedbd.cli_arguments import MOST_SEEDS, TABLES, Checkpoint, Data, Model, Target, TriggerWord, terminal, unwritable
 from fedbd.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ def train(
         list[str] | None,
         typer.Option("--set", "-s", metavar="PATH=VALUE", help="Override a field, e.g. -s seed=3 (repeatable)."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Train with so many seeds, from the file's own on.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=MOST_SEEDS, help="Train with so many seeds, from the file's own on.")
+    ] = 1,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for all trainings.")] = Path("runs"),
     twin: Annotated[bool, typer.Option(help="Also train the attack-free twins (the floor of the ASR).")] = True,
     overwrite: Annotated[bool, typer.Option(help="Begin anew where the same or another training lies.")] = False,

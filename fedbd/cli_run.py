@@ -16,6 +16,7 @@ import typer
 
 from fedbd import fork_server
 from fedbd.cli_arguments import (
+    MOST_SEEDS,
     AsJson,
     Files,
     Quiet,
@@ -52,7 +53,9 @@ Table = Annotated[Path | None, typer.Option(help="Also write the comparison to t
 def run(
     scenarios: Files,
     settings: Settings = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Run each scenario with so many seeds, from its own on.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=MOST_SEEDS, help="Run each scenario with so many seeds, from its own on.")
+    ] = 1,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for all runs.")] = Path("runs"),
     overwrite: Annotated[bool, typer.Option(help="Replace earlier runs of these scenarios and seeds.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processor cores to use; default: all.")] = None,

@@ -134,7 +134,7 @@ def plan(scenarios: Sequence[Scenario], out: Path, *, overwrite: bool = False) -
     twins = list(shared.jobs.values())
     problems += [written(twin.folder) for twin in twins if is_written(twin.folder)]
     if problems:
-        raise UserError(problems, "nothing was started:")
+        raise UserError(list(dict.fromkeys(problems)), "nothing was started:")
     for folder in folders:
         if folder.exists():
             shutil.rmtree(folder)

@@ -22,6 +22,7 @@ from fedbd.data.files import content_of
 from fedbd.data.stratify import stratified
 from fedbd.data.trusted_groups import draw_groups
 from fedbd.errors import Problem, ScenarioError, UserError
+from fedbd.file_kinds import refuse_federated
 from fedbd.plans import DataPlan
 from fedbd.repair import judge
 from fedbd.scenario_file import override, read_yaml
@@ -148,6 +149,7 @@ def load_central(path: str | Path, settings: Sequence[str] = ()) -> CentralPlan:
         ScenarioError: With every mistake in it.
     """
     raw = read_yaml(Path(path))
+    refuse_federated(raw, Path(path))
     heading = f"{path} is not a central training:"
     problems: list[Problem] = []
     plan = parse(CentralPlan, override(raw, list(settings)), "", problems)

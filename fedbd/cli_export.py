@@ -109,9 +109,10 @@ def _used(path: Path) -> list[str]:
     """Return the registered methods that a scenario, a run or a training uses, fedbd first."""
     from fedbd.central import load_central  # noqa: PLC0415
     from fedbd.central_training import PLAN  # noqa: PLC0415
+    from fedbd.file_kinds import is_central  # noqa: PLC0415
     from fedbd.record import SCENARIO  # noqa: PLC0415
     from fedbd.scenario import load_scenario  # noqa: PLC0415
-    from fedbd.scenario_file import is_central, read_yaml  # noqa: PLC0415
+    from fedbd.scenario_file import read_yaml  # noqa: PLC0415
 
     places = [path / SCENARIO, path / PLAN] if path.is_dir() else [path]
     file = next((place for place in places if place.is_file() or place == path), None)

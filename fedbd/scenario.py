@@ -21,6 +21,7 @@ from fedbd.data.files import content_of
 from fedbd.data.trusted import Trusted
 from fedbd.errors import Problem, ScenarioError
 from fedbd.field_values import shown
+from fedbd.file_kinds import refuse_central
 from fedbd.plans import (
     OFF,
     AttackPlan,
@@ -294,6 +295,7 @@ def load_scenario(path: str | Path, overrides: tuple[str, ...] | list[str] = ())
     """
     heading = f"{path} is not a scenario that can run:"
     raw = read_yaml(Path(path))
+    refuse_central(raw, Path(path))
     if overrides and isinstance(raw, dict):
         raw = {"partition": Scenario.partition.method.name, **raw}  # so that partition.clients alone can be set
     return from_dict(override(raw, overrides), heading)

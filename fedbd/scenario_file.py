@@ -165,20 +165,6 @@ def read_yaml(path: Path) -> Any:
     return values
 
 
-CENTRAL_ONLY = frozenset({"poison", "held_out", "defense"})
-FEDERATED_ONLY = frozenset({"rounds", "partition", "cohort", "attacks", "local_defense", "secure_sum", "aggregation"})
-
-
-def is_central(values: Any) -> bool:
-    """Return whether plain values are meant for a central training (``fedbd train``): by fields that only that has."""
-    return isinstance(values, dict) and bool(CENTRAL_ONLY & values.keys()) and not FEDERATED_ONLY & values.keys()
-
-
-def is_federated(values: Any) -> bool:
-    """Return whether plain values are meant for a scenario (``fedbd run``): by fields that only that has."""
-    return isinstance(values, dict) and bool(FEDERATED_ONLY & values.keys()) and not CENTRAL_ONLY & values.keys()
-
-
 class _Dumper(yaml.SafeDumper):
     """SafeDumper that quotes whatever text a YAML 1.1 or this module's loader would take for something else."""
 

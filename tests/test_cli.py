@@ -277,6 +277,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         ["run", "small.yaml", "--seeds", "2", "--out", "small.yaml"],
         "nothing was started:\n  small.yaml: must be a folder that can be written; pass --out with another folder\n",
     ),
+    "a central training": (
+        ["run", "one.yaml"],
+        "one.yaml: must be a scenario, got a central training (one model on one data set); use fedbd train one.yaml",
+    ),
     "no seeds": (["run", "small.yaml", "--seeds", "0"], "'--seeds': 0 is not in the range 1<=x<=1000"),
     "too many seeds": (["run", "small.yaml", "--seeds", "100000000"], "100000000 is not in the range 1<=x<=1000"),
     "too many trainings": (["train", "small.yaml", "--seeds", "1001"], "1001 is not in the range 1<=x<=1000"),
@@ -317,6 +321,7 @@ def test_a_mistake_is_told_in_a_sentence(
             pytest.skip("there is a GPU")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "torn.yaml").write_text("name: [")
+    (tmp_path / "one.yaml").write_text("name: a\ndata: digits\nmodel: mlp\nheld_out: 0\n")
     (tmp_path / "wrong.yaml").write_text(SMALL.replace("lr: 0.05", "lr: fast"))
     before = {path.name for path in tmp_path.iterdir()}
     said = fedbd_(*words)

@@ -184,7 +184,10 @@ def test_a_training_that_is_interrupted_goes_on_to_the_same_bytes(place: Path, t
 
 TRAIN_MISTAKES: dict[str, tuple[list[str], str]] = {
     "no file": (["gone.yaml"], "gone.yaml: must be a readable YAML file"),
-    "a scenario": (["run.yaml"], "run.yaml is not a central training:"),
+    "a scenario": (
+        ["run.yaml"],
+        "run.yaml: must be a central training, got a scenario (rounds of clients); use fedbd run run.yaml",
+    ),
     "two fields": (
         ["tiny.yaml", "-s", "training.lr=fast", "-s", "poison.target=x"],
         "  training.lr: must be a number, got 'fast'\n  poison.target: must be an integer or all_to_all, got 'x'",

@@ -8,15 +8,17 @@ mistake prints what is wrong and where, never a traceback. torch is imported by 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperGroup
+from typer.models import ArgumentInfo
 
 from fedbd import __version__, cli_detect, cli_export, cli_inspect, cli_models, cli_resume, cli_run, cli_show
 from fedbd.cli_arguments import say
@@ -38,6 +40,16 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise _Interrupted(getattr(error, "signal", signal.SIGINT)) from error
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command whose arguments have their help: click 8.5 forgets what typer 0.20 gave them."""
+        command = super().get_command(ctx, cmd_name)
+        hints = get_type_hints(COMMANDS[cmd_name], include_extras=True) if command is not None else {}
+        for parameter in () if command is None else command.params:
+            for extra in getattr(hints.get(str(parameter.name)), "__metadata__", ()):
+                if isinstance(extra, ArgumentInfo):
+                    parameter.help = extra.help
+        return command
 
 
 app = typer.Typer(
@@ -83,8 +95,14 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 """Name -> command, in the order of ``fedbd --help``."""
 
+
+def _reflowed(command: Callable[..., None]) -> str:
+    """Return a command's documentation, each paragraph in one line: rich breaks lines where the terminal ends."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in (inspect.getdoc(command) or "").split("\n\n"))
+
+
 for _name, _command in COMMANDS.items():
-    app.command(name=_name)(_command)
+    app.command(name=_name, help=_reflowed(_command))(_command)
 
 
 def main() -> None:

@@ -133,6 +133,18 @@ def test_every_command_has_help(command: str, fedbd_: Callable[..., Said]) -> No
         assert f"Usage: fedbd {command}" in said.out
 
 
+def test_help_tells_of_arguments_and_fills_its_lines(
+    fedbd_: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    said = fedbd_("train", "--help").out
+    assert "A central training (YAML). [required]" in said
+    text = said.partition("attack-free twin.")[2].partition("Arguments")[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip()][:-1]
+    assert len(lines) == 3
+    assert all(len(line) > 60 for line in lines[:-1])
+
+
 def test_version(fedbd_: Callable[..., Said]) -> None:
     assert fedbd_("--version") == Said(0, f"fedbd {fedbd.__version__}\n", "")
 

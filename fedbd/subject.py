@@ -26,6 +26,7 @@ from fedbd.models.norms import with_group_norm
 from fedbd.plans import DataPlan
 from fedbd.record import SCENARIO, read_summary
 from fedbd.registry import near_miss
+from fedbd.roles import attack_window
 from fedbd.scenario import Scenario, load_scenario
 from fedbd.scenario_file import parse_yaml, read_yaml
 from fedbd.schema import Kind, Method, parse
@@ -77,6 +78,7 @@ class Source:
         start: Checkpoint that the run started from; None: a fresh model.
         batch_norm: Of a scenario: what became of BatchNorm layers.
         own: The source is the checkpoint's own folder, so that ``seed`` is known to be the model's.
+        attacked: An attack acts in it: it is no twin's.
     """
 
     data: DataPlan
@@ -90,6 +92,7 @@ class Source:
     start: Path | None = None
     batch_norm: str = "average"
     own: bool = False
+    attacked: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +198,7 @@ def _from_file(path: Path) -> Source:
             partitioner=run.partition.method.impl,
             start=_started_from(run, path),
             batch_norm=run.batch_norm,
+            attacked=attack_window(run) is not None,
         )
     plan = load_central(path)
     return Source(
@@ -204,6 +208,7 @@ def _from_file(path: Path) -> Source:
         target=None if plan.poison is None else plan.poison.target,
         seed=plan.seed,
         held_out=plan.held_out,
+        attacked=plan.poison is not None and plan.poison.enabled,
     )
 
 
@@ -220,7 +225,7 @@ def _started_from(run: Scenario, path: Path) -> Path | None:
 def load_subject(asked: Asked, problems: list[Problem]) -> Subject | None:
     """Load a model and its data; everything wrong is appended to ``problems``, and the result is then None."""
     before = len(problems)
-    home = _home(asked.checkpoint)
+    home = home_of(asked.checkpoint)
     own = None if home is None else str(home)
     word = asked.data or own
     source = None if word is None else source_of(word, "--data" if asked.data else "CHECKPOINT", problems)
@@ -270,7 +275,7 @@ def with_weights(subject: Subject, checkpoint: Path, name: str, problems: list[P
     return None if found is None else dataclasses.replace(subject, model=found)
 
 
-def _home(checkpoint: Path) -> Path | None:
+def home_of(checkpoint: Path) -> Path | None:
     """Return the folder of the run or training that a checkpoint belongs to: itself, its own, or the one above it."""
     if checkpoint.is_dir():
         return checkpoint

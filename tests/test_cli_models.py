@@ -378,6 +378,19 @@ CLEAN_MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "no checkpoint at all": (["run.yaml", *FULL, *RNP], "CHECKPOINT run.yaml: must be a safetensors file or"),
     "another twin": ([MODEL, *FULL, *RNP, "--twin", "narrow.pt"], "--twin narrow.pt:block1.conv.weight: must have"),
+    "the model as its own twin": (
+        ["runs/tiny/seed-1", *RNP, "--twin", MODEL],
+        "--twin: must be the attack-free twin of the model, got the model itself; fedbd train leaves the twin in NAME/",
+    ),
+    "a twin that was attacked": (
+        ["runs/tiny/seed-1-twin", *RNP, "--twin", "runs/tiny/seed-1"],
+        "--twin: must be the attack-free twin of the model, got runs/tiny/seed-1, which was attacked; fedbd train",
+    ),
+    "the twin of another seed and model": (
+        ["other", *RNP, "--twin", "runs/tiny/seed-1-twin"],
+        "--twin: must be the attack-free twin of the model, got runs/tiny/seed-1-twin, with another model and seed",
+    ),
+    "a twin that nothing is known of": ([MODEL, *FULL, *RNP, "--twin", "mine2"], "--twin: must hold scenario.yaml (a"),
     "another reference": ([MODEL, *FULL, "-m", "flain", "--reference", "gone"], "--reference gone: must be a file"),
     "a target outside of the classes": (
         [MODEL, *FULL, *RNP, "--trigger", "grid", "--target", "10"],
@@ -454,6 +467,8 @@ def test_a_mistake_about_cleaning(words: list[str], sentence: str, place: Path, 
     from fedbd.models.mlp import Mlp
 
     (place / "mine2").mkdir(exist_ok=True)
+    (place / "other").mkdir(exist_ok=True)
+    (place / "other" / "central.yaml").write_text(TEXT.replace("seed: 1", "seed: 2").replace("width: 8", "width: 4"))
     (place / "one.yaml").write_text(RUN.replace("size: 60,", "size: 40, labels: [3],"))
     torch.save(Mlp(hidden=()).build((1, 8, 8), 10, torch.Generator()).state_dict(), place / "mlp.pt")
     before = sorted(place.rglob("*"))

@@ -233,10 +233,19 @@ def _named(rounds: Sequence[Line], group: str) -> dict[str, list[Line]]:
 
 
 def _numbers(entries: Sequence[Line]) -> dict[str, float | None]:
-    """Return the means of all numeric values of equal name (not of flags), None where it was never measured."""
+    """Return the means of all numeric values of equal name (not of flags), None where it was never measured.
+
+    A count that is the same in every entry (``evaluated_samples``) stays a count.
+    """
     named = (item for entry in entries for item in entry.items())
     names = dict.fromkeys(name for name, value in named if name != "notes" and _is_measure(value))
-    return {name: mean(entry.get(name) for entry in entries) for name in names}
+    return {name: _mean_or_count([entry.get(name) for entry in entries]) for name in names}
+
+
+def _mean_or_count(values: Sequence[float | None]) -> float | None:
+    kept = [value for value in values if value is not None]
+    constant = kept and isinstance(kept[0], int) and len(set(kept)) == 1
+    return kept[0] if constant else mean(kept)
 
 
 def _is_measure(value: object) -> bool:

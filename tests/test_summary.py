@@ -100,6 +100,7 @@ def test_what_a_collapsed_model_does_is_in_no_mean_but_its_accuracy_is():
     assert found["clean_accuracy"] == pytest.approx(1.9 / 3)
     assert found["attack_success_floor"] == pytest.approx(0.5 / 3)  # the twin's: it has its own collapses
     assert found["per_attack"] == {"a": {"attack_success": pytest.approx(0.4), "evaluated_samples": 9}}
+    assert isinstance(found["per_attack"]["a"]["evaluated_samples"], int)
     assert found["detection"] == {"d": {"auc": pytest.approx(0.6), "positives": 9}}
     assert (found["collapsed"], found["collapsed_rounds"]) == (False, 1)
     dark = summarize([line(n, 1.0, **dead) for n in (1, 2)], (1, 2), 2)

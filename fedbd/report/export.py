@@ -55,9 +55,8 @@ def export_rows(folders: Sequence[Path], *, scenario: bool = False) -> list[Row]
     names = list(dict.fromkeys([*FIRST, *(name for row in rows for name in row)]))
     groups = {name[:dot] for name in names for dot, letter in enumerate(name) if letter == "."}
     filled = {name for row in rows for name, value in row.items() if value is not None}
-    names = [
-        name for name in names if name in filled or name not in groups
-    ]  # a group that one round lacks is null there
+    # A group that one round lacks is null there: no column of its own.
+    names = [name for name in names if name in filled or name not in groups]
     return [{name: row.get(name) for name in names} for row in rows]
 
 

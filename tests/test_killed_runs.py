@@ -26,7 +26,7 @@ PATIENCE = 600.0
 BASE: dict[str, Any] = {
     "name": "killed",
     "seed": 7,
-    "rounds": 14,
+    "rounds": 24,
     "data": "digits",
     "partition": {"name": "iid", "clients": 4},
     "cohort": {"size": 3},
@@ -118,6 +118,8 @@ def killed_often(tmp_path: Path, case: dict[str, Any], kills: int, rng: np.rando
     for _ in range(kills):
         more = len(read_rounds(folder)) + int(rng.integers(1, 3))
         if not kill_after(command(tmp_path, *words), folder, more, float(rng.uniform(0, 1.0))):
+            break
+        if (read_summary(folder) or {}).get("status") == "finished":  # only its command still ran
             break
         moments.append(len(read_rounds(folder)))
         if folder.joinpath("scenario.yaml").exists():

@@ -20,7 +20,7 @@ from fedbd.central import (
 )
 from fedbd.central_training import LOG, MODEL, PLAN, STATE, train_central
 from fedbd.errors import DataError, Problem, UserError
-from fedbd.runs import LOCK, is_written, writing
+from fedbd.run_lock import LOCK, is_written, writing
 from fedbd.subject import attack_problems
 from fedbd.types import Dataset, Notes
 

@@ -186,12 +186,10 @@ def _show_end(folder: Path, view: RunView) -> None:
     """Print what became of a run that has not finished."""
     from fedbd.record import FINISHED  # noqa: PLC0415
     from fedbd.report.run_view import unfinished_text  # noqa: PLC0415
+    from fedbd.run_lock import is_written  # noqa: PLC0415
 
-    status, running = view.summary.get("status"), False
-    if status is None:  # a run that is taken up again has none, either
-        from fedbd.runs import is_written  # noqa: PLC0415 - torch takes seconds
-
-        running = is_written(folder)
+    status = view.summary.get("status")
+    running = status is None and is_written(folder)  # one that is taken up again has none, either
     if status != FINISHED:
         typer.echo(unfinished_text(folder, view, running=running))
 

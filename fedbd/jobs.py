@@ -22,8 +22,9 @@ from fedbd import fork_server
 from fedbd.errors import FedBDError, UserError
 from fedbd.fork_server import ENDING, let_in
 from fedbd.record import SCENARIO, RunFolder, read_rounds, read_summary, rounds_from
+from fedbd.run_lock import is_written, writing
 from fedbd.run_text import scenario_text
-from fedbd.runs import LOG, Job, is_written, writing
+from fedbd.runs import LOG, Job
 from fedbd.scenario import Scenario
 
 _TICK = 0.2

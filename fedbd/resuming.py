@@ -14,7 +14,8 @@ from fedbd.engines import execute, flower_app_dir
 from fedbd.errors import Problem, UserError
 from fedbd.prepared import prepare
 from fedbd.record import FINISHED, SCENARIO, read_rounds, read_summary
-from fedbd.runs import Job, RunResult, Shared, is_written, job_for, make_way, result_of, writing, written
+from fedbd.run_lock import is_written, writing, written
+from fedbd.runs import Job, RunResult, Shared, job_for, make_way, result_of
 from fedbd.scenario import Scenario, load_scenario
 
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
-import fcntl
 import os
 import shutil
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +19,7 @@ from fedbd.identity import DataDigests, identity
 from fedbd.prepared import prepare
 from fedbd.record import FINISHED, ROUNDS, SCENARIO, RunFolder, read_rounds, read_summary
 from fedbd.roles import attack_window
+from fedbd.run_lock import LOCK, is_written, writing, written
 from fedbd.saved_state import Unsaveable
 from fedbd.scenario import Scenario, twin_of, warm_up_of
 
@@ -34,12 +31,6 @@ LOG = "log.txt"
 
 MARKS = (SCENARIO, ROUNDS, LOG, "engine")
 """By one of these a folder is known for a run's, however early that ended."""
-
-LOCK = ".lock"
-"""Locked by the process that writes a run's folder, for as long as it lives; the file itself means nothing."""
-
-_LOCK_TRIES, _TICK = 5, 0.05  # whoever only looks whether a folder is locked is in the way for a moment
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True)
@@ -177,73 +168,6 @@ def _taken(folder: Path, overwrite: bool) -> list[Problem]:
         expected = f"holds an earlier run{'' if done else ' that did not finish'}"
         return [Problem(path=str(folder), expected=expected, remedy=remedy)]
     return []
-
-
-def written(folder: Path) -> Problem:
-    """Return what to say of a folder that another process writes."""
-    remedy = "wait until that has ended, or pass --out with another folder"
-    return Problem(path=str(folder), expected="is being written by another fedbd run", remedy=remedy)
-
-
-def is_written(folder: Path) -> bool:
-    """Return whether a living process writes a run's folder (``writing``)."""
-    try:
-        file = os.open(folder / LOCK, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        return not _locked(file, fcntl.LOCK_SH)
-    finally:
-        os.close(file)
-
-
-@contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Make a run's folder and lock it; the lock ends with the block, or with the process, however that ends.
-
-    Raises:
-        UserError: If another process writes the folder, or it cannot be written.
-    """
-    try:
-        file = _lock(folder)
-    except OSError as error:
-        problem = Problem(path=str(folder), expected="must be a folder that can be written", got=str(error))
-        raise UserError([problem]) from error
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            (folder / LOCK).unlink()
-        os.close(file)
-
-
-def _lock(folder: Path) -> int:
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)  # not inherited: a lock lives as long as its file
-        for _ in range(_LOCK_TRIES):
-            if _locked(file, fcntl.LOCK_EX):
-                break
-            time.sleep(_TICK)
-        else:
-            os.close(file)
-            raise UserError([written(folder)])
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file), os.stat(folder / LOCK)):
-                return file
-        os.close(file)  # whoever held it has removed it in between
-
-
-def _locked(file: int, kind: int) -> bool:
-    """Lock an open file without waiting; False where another process has it. A file system may know no locks."""
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-    return True
 
 
 @dataclass(frozen=True)

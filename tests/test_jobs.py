@@ -19,7 +19,8 @@ from fedbd.errors import UserError
 from fedbd.flower.supervisor import descendants
 from fedbd.jobs import Failure, Interrupted, _because, _sized, _sum_up, run_all
 from fedbd.resuming import plan_resumption
-from fedbd.runs import LOCK, Job, is_written, plan, writing
+from fedbd.run_lock import LOCK, is_written, writing
+from fedbd.runs import Job, plan
 from fedbd.scenario import Scenario, from_dict, load_scenario, to_dict
 
 ROOT = Path(fedbd.__file__).resolve().parent.parent

@@ -13,7 +13,8 @@ import pytest
 
 from fedbd.errors import UserError
 from fedbd.identity import DataDigests, identity
-from fedbd.runs import LOCK, Job, is_written, plan, run, with_seeds, writing
+from fedbd.run_lock import LOCK, is_written, writing
+from fedbd.runs import Job, plan, run, with_seeds
 from fedbd.scenario import Scenario, from_dict, twin_of
 
 MINIMAL: dict[str, Any] = {"name": "t", "rounds": 3, "data": {"name": "digits"}, "model": {"name": "mlp"}}

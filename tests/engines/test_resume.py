@@ -19,8 +19,9 @@ from fedbd.flower.app_loader import load_component
 from fedbd.jobs import run_all
 from fedbd.record import SCENARIO, read_rounds, read_summary, resumed_from, same_records
 from fedbd.resuming import plan_resumption, resume
+from fedbd.run_lock import LOCK, writing
 from fedbd.run_text import scenario_text
-from fedbd.runs import LOCK, RunResult, plan, run, writing
+from fedbd.runs import RunResult, plan, run
 from fedbd.scenario import Scenario, from_dict
 
 Make = Callable[..., Scenario]

@@ -22,7 +22,7 @@ from typer.models import ArgumentInfo
 
 from fedbd import __version__, cli_detect, cli_export, cli_inspect, cli_models, cli_resume, cli_run, cli_show
 from fedbd.cli_arguments import say
-from fedbd.errors import FedBDError, UserError
+from fedbd.errors import FedBDError, Interrupted, UserError
 
 
 class _Interrupted(BaseException):
@@ -121,7 +121,7 @@ def main() -> None:
         sys.exit(1)
     except (KeyboardInterrupt, _Interrupted) as error:
         with contextlib.suppress(OSError):  # the terminal may be gone
-            say("interrupted; finished rounds are kept")
+            say("interrupted")
         sys.exit(128 + getattr(error, "signal", signal.SIGINT))
 
 
@@ -138,7 +138,7 @@ def _open_streams() -> None:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     """End in order, so that the processes that were begun end, too."""
-    raise _Interrupted(number)
+    raise Interrupted(number)
 
 
 if __name__ == "__main__":

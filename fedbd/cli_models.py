@@ -5,12 +5,25 @@ Everything slow is imported by the command that needs it.
 
 from __future__ import annotations
 
+import contextlib
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fedbd.cli_arguments import MOST_SEEDS, TABLES, Checkpoint, Data, Model, Target, TriggerWord, terminal, unwritable
+from fedbd.cli_arguments import (
+    MOST_SEEDS,
+    TABLES,
+    Checkpoint,
+    Data,
+    Model,
+    Target,
+    TriggerWord,
+    say,
+    terminal,
+    unwritable,
+)
 from fedbd.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -62,9 +75,11 @@ def train(
                 last = lines[-1] if lines else None
                 live.begin(training.title, epochs=plan.epochs, done=len(lines), line=last)
                 carry_out(training, live.epoch, overwrite=overwrite)
-    except KeyboardInterrupt:
-        typer.secho("interrupted; finished epochs are kept, and the same command goes on from there", err=True)
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as error:
+        again = "the same command without --overwrite" if overwrite else "the same command"
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            say(f"interrupted; finished epochs are kept, and {again} goes on from there")
+        raise typer.Exit(128 + getattr(error, "signal", signal.SIGINT)) from None
     if not quiet:
         for training in wanted:
             text = f"{training.title}  {measures_text(training.lines()[-1])}  {training.checkpoint}"

@@ -39,7 +39,7 @@ def describe(*, devices: Sequence[str] = (), threads: int | None = None) -> dict
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "cores_usable": len(os.sched_getaffinity(0)),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory_bytes": memory(),
         "gpus": gpus,
         "devices": list(devices),
         "threads": threads,

@@ -10,6 +10,15 @@ class FedBDError(Exception):
     """Base of every error that fedbd raises on purpose."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal asked for the end; what was finished is on disk. ``signal`` is its number."""
+
+    def __init__(self, number: int) -> None:
+        """Keep the number."""
+        super().__init__()
+        self.signal = number
+
+
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """One thing that is wrong with what the user wrote.

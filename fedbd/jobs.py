@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from fedbd import fork_server
-from fedbd.errors import FedBDError, UserError
+from fedbd.errors import FedBDError, Interrupted, UserError
 from fedbd.fork_server import ENDING, let_in
 from fedbd.record import SCENARIO, RunFolder, read_rounds, read_summary, rounds_from
 from fedbd.run_lock import is_written, writing
@@ -30,15 +30,6 @@ from fedbd.scenario import Scenario
 _TICK = 0.2
 _GRACE = 20.0  # seconds in which a job that was told to end may write its summary and end its own processes
 _REASON_BYTES = 8000  # a pipe takes 64 KiB before somebody reads
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal ended the runs; finished rounds are on disk. ``signal`` is its number."""
-
-    def __init__(self, number: int) -> None:
-        """Keep the number."""
-        super().__init__()
-        self.signal = number
 
 
 class Watcher(Protocol):

@@ -363,7 +363,7 @@ def test_an_interrupt_is_status_130(fedbd_: Callable[..., Said], monkeypatch: py
 
     monkeypatch.setattr(cli, "app", interrupted)
     said = fedbd_()
-    assert (said.status, said.err) == (130, "interrupted; finished rounds are kept\n")
+    assert (said.status, said.err) == (130, "interrupted\n")
 
 
 def test_our_own_failures_are_status_1(fedbd_: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import fedbd
-from fedbd import cli
+from fedbd import central_runs, cli
 from fedbd.central import assemble_central, load_central
 from fedbd.data.digits import Digits
 from fedbd.holdings import holdings
@@ -160,18 +160,21 @@ def test_train_several_seeds_without_twins(tmp_path: Path, fedbd_: Call, monkeyp
     assert "epoch 1/1" in again.out
 
 
-def test_a_training_that_is_interrupted_goes_on_to_the_same_bytes(place: Path, tmp_path: Path, fedbd_: Call) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_training_that_is_interrupted_goes_on_to_the_same_bytes(
+    number: int, status: int, place: Path, tmp_path: Path, fedbd_: Call
+) -> None:
     words = ["train", place / "tiny.yaml", "--no-twin", "-o", tmp_path / "parts"]
     log = tmp_path / "parts" / "tiny" / "seed-1" / "epochs.jsonl"
     first = outside(*words, folder=tmp_path)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") >= 2):
         time.sleep(0.005)
-    first.send_signal(signal.SIGINT)
+    first.send_signal(number)
     _, err = first.communicate(timeout=60)
     if first.returncode == 0:
         pytest.skip("the training was over before the interrupt came")
-    assert first.returncode == 130
+    assert first.returncode == status
     assert "finished epochs are kept, and the same command goes on from there" in err
     assert "Traceback" not in err
     second = fedbd_(*words)
@@ -180,6 +183,20 @@ def test_a_training_that_is_interrupted_goes_on_to_the_same_bytes(place: Path, t
     whole, parts = place / "runs" / "tiny" / "seed-1", log.parent
     assert (parts / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert log.read_text() == (whole / "epochs.jsonl").read_text()
+
+
+def test_an_interrupted_overwrite_does_not_advise_to_overwrite_again(
+    tmp_path: Path, fedbd_: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    Path("t.yaml").write_text(TEXT)
+    monkeypatch.setattr(central_runs, "carry_out", interrupted)
+    said = fedbd_("train", "t.yaml", "--no-twin", "-o", "o", "--overwrite")
+    kept = "finished epochs are kept, and the same command without --overwrite goes on from there"
+    assert (said.status, said.err) == (130, f"interrupted; {kept}\n")
 
 
 TRAIN_MISTAKES: dict[str, tuple[list[str], str]] = {

@@ -15,9 +15,9 @@ import pytest
 
 import fedbd
 from fedbd import cli, doctor
-from fedbd.errors import UserError
+from fedbd.errors import Interrupted, UserError
 from fedbd.flower.supervisor import descendants
-from fedbd.jobs import Failure, Interrupted, _because, _sized, _sum_up, run_all
+from fedbd.jobs import Failure, _because, _sized, _sum_up, run_all
 from fedbd.resuming import plan_resumption
 from fedbd.run_lock import LOCK, is_written, writing
 from fedbd.runs import Job, plan
@@ -195,7 +195,7 @@ def test_an_interrupt_in_a_command_is_said_and_is_the_status(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == status
-    assert capsys.readouterr().err == "interrupted; finished rounds are kept\n"
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -207,7 +207,7 @@ def test_a_signal_outside_any_run_ends_a_command_in_order(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 128 + number
-    assert capsys.readouterr().err == "interrupted; finished rounds are kept\n"
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def wait_for(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:

@@ -51,6 +51,8 @@ ARMS = {
     "finetune, 500": Arm(({"name": "finetune"},), 500),
     "rnp > finetune unlearned": Arm((RNP, {"name": "finetune", "start": "unlearned"}), 2500),
     "rnp > nad unlearned": Arm((RNP, {"name": "nad", "start": "unlearned"}), 2500),
+    "rnp > finetune recovered": Arm((RNP, {"name": "finetune", "start": "recovered"}), 2500),
+    "rnp > nad recovered": Arm((RNP, {"name": "nad", "start": "recovered"}), 2500),
     "clp": Arm(({"name": "clp"},), 500),
     "label > trigger > linf": Arm(
         ({"name": "rnp_label", "augment": "crop_flip"}, RECOVERY, {"name": "linf_pruning"}), 500
@@ -83,16 +85,16 @@ def models(plan: CentralPlan, data: CentralData, folder: Path) -> list[torch.nn.
     return found
 
 
-def study(folder: Path, out: Path, seeds: list[int], arms: list[str]) -> None:
+def study(folder: Path, out: Path, seeds: list[int], arms: dict[str, Arm]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
-        todo = [name for name in arms if not place(out, name, seed).exists()]
+        todo = {name: arm for name, arm in arms.items() if not place(out, name, seed).exists()}
         if todo:
-            one_seed(load_central(PLAN, [f"seed={seed}"]), folder, out, todo)
+            plan = load_central(PLAN, [f"seed={seed}"])
+            one_seed(plan, assemble_central(plan), folder, out, todo)
 
 
-def one_seed(plan: CentralPlan, folder: Path, out: Path, arms: list[str]) -> None:
-    data = assemble_central(plan)
+def one_seed(plan: CentralPlan, data: CentralData, folder: Path, out: Path, arms: dict[str, Arm]) -> None:
     both = models(plan, data, folder)
     if not both or plan.poison is None:
         print(f"seed {plan.seed}: no model in {folder}")
@@ -103,8 +105,7 @@ def one_seed(plan: CentralPlan, folder: Path, out: Path, arms: list[str]) -> Non
     def judged(model: torch.nn.Module) -> Any:
         return judge(model, data.dataset.test, data.dataset.classes, trigger, target)
 
-    for name in arms:
-        arm = ARMS[name]
+    for name, arm in arms.items():
         rows = repair_all(
             both[0],
             # Labels decide the draws: the first steps of all arms have the same, so that arms are paired.
@@ -133,16 +134,22 @@ def place(out: Path, name: str, seed: int) -> Path:
     return out / f"{name.replace(' ', '_').replace('>', 'then').replace(',', '')}-{seed}.json"
 
 
+def results_of(out: Path, arms: dict[str, Arm]) -> dict[str, dict[int, dict[str, Any]]]:
+    """Return the last row of each arm and seed that was measured."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for name in arms:
+        for seed in range(1, 20):
+            if place(out, name, seed).exists():
+                found.setdefault(name, {})[seed] = json.loads(place(out, name, seed).read_text())[-1]
+    return found
+
+
 def show(out: Path) -> None:
     print("| arm | clean data | seeds | acted | CA % | ASR % | floor % | CA change, points | s |")
     print("|---|---|---|---|---|---|---|---|---|")
-    results: dict[str, dict[int, dict[str, Any]]] = {}
-    for name, arm in ARMS.items():
-        for seed in range(1, 20):
-            if place(out, name, seed).exists():
-                results.setdefault(name, {})[seed] = json.loads(place(out, name, seed).read_text())[-1]
-        if name in results:
-            print(row(name, arm, list(results[name].values())))
+    results = results_of(out, ARMS)
+    for name, lines in results.items():
+        print(row(name, ARMS[name], list(lines.values())))
     for first, second in (("nad", "finetune"),):
         paired(results, first, second)
 
@@ -201,7 +208,7 @@ def main() -> None:
         show(given.out)
         return
     torch.set_num_threads(given.threads)
-    study(given.models, given.out, given.seeds, given.arms)
+    study(given.models, given.out, given.seeds, {name: ARMS[name] for name in given.arms})
 
 
 if __name__ == "__main__":

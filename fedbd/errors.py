@@ -36,8 +36,8 @@ class Problem:
     remedy: str = ""
 
     def __str__(self) -> str:
-        """Return ``path: expected, got X; remedy``."""
-        text = f"{self.path}: {self.expected}"
+        """Return ``path: expected, got X; remedy``; without a path where the whole is meant."""
+        text = f"{self.path}: {self.expected}" if self.path else self.expected
         if self.got is not None:
             text += f", got {self.got}"
         return f"{text}; {self.remedy}" if self.remedy else text

@@ -50,7 +50,7 @@ def checked(check: Adapter, value: Any, path: str, optional: bool, remedy: str, 
         problems: Everything wrong is appended here.
     """
     try:
-        found = check.validate_json(json.dumps(value, default=str))
+        found = check.validate_json(json.dumps(value, default=_plain))
         if isinstance(value, bool) and not isinstance(found, bool):  # pydantic takes true for the literal 1
             problems.append(Problem(path=path, expected="must not be true or false", got=shown(value)))
             return None
@@ -65,12 +65,17 @@ def checked(check: Adapter, value: Any, path: str, optional: bool, remedy: str, 
     return None
 
 
+def _plain(value: Any) -> Any:
+    """Return NumPy's scalars as Python's; what YAML cannot give becomes text, which no number or list is."""
+    return value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") and value.shape == () else str(value)
+
+
 def _place(steps: Sequence[int | str], path: str, value: Any) -> str:
     """Return where a complaint belongs: pydantic's steps, as far as the user's values go (then come arms of unions)."""
     for step in steps:
         if isinstance(value, dict) and step in value:
             path, value = f"{path}.{step}", value[str(step)]
-        elif isinstance(value, list) and isinstance(step, int) and step < len(value):
+        elif isinstance(value, list | tuple) and isinstance(step, int) and step < len(value):
             path, value = f"{path}[{step}]", value[step]
         else:
             break

@@ -12,11 +12,11 @@ import inspect
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, TypeVar
 
-from fedbd.errors import Problem, ScenarioError
+from fedbd.errors import Problem, ScenarioError, UserError
 from fedbd.field_values import Adapter, adapter, checked, shown
 from fedbd.registry import METHODS, choice, near_miss, resolve
 from fedbd.types import (
@@ -165,6 +165,9 @@ def _built(cls: type[T], values: dict[str, Any], path: str, problems: list[Probl
     before = len(problems)
     try:
         instance = cls(**values)
+    except UserError as error:  # a method that checks its own fields (method_fields)
+        problems.extend(replace(one, path=_join(path, one.path) if one.path else path) for one in error.problems)
+        return None
     except (TypeError, ValueError) as error:  # a third party's __post_init__
         problems.append(Problem(path=path, expected=f"is refused by {cls.__name__}: {error}"))
         return None
@@ -181,6 +184,19 @@ def _choices(slot: Slot) -> str:
     if slot.shape == "nested":
         kind = slots_of(slot.inner)[FLAT].inner if FLAT in slots_of(slot.inner) else None
     return f"name {choice(kind)}" if isinstance(kind, str) else ""
+
+
+def field_problems(instance: object) -> list[Problem]:
+    """Return what is wrong with the plain fields of a dataclass that was made in Python, by field.
+
+    Nested dataclasses and methods have checked their own.
+    """
+    cls, problems = type(instance), list[Problem]()
+    for name, check in _adapters(cls).items():
+        slot = slots_of(cls)[name]
+        checked(check, getattr(instance, name), name, slot.optional, slot.remedy, problems)
+    own = [] if problems else own_problems(instance)
+    return problems or [Problem(path=name, expected=sentence) for name, sentence in own]
 
 
 def own_problems(instance: object) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedbd.errors import Problem, UserError
 from fedbd.targets import Target
 
 if TYPE_CHECKING:
@@ -42,10 +43,19 @@ class Samples:
     Attributes:
         images: (N, C, H, W) uint8, contiguous in that order.
         labels: (N,) int64, the labels as given (a poisoned set's labels are the poisoned ones).
+
+    Raises (when they are made):
+        UserError: For other types or shapes: floats would be divided by 255 once more, and train on black images.
     """
 
     images: Tensor
     labels: Tensor
+
+    def __post_init__(self) -> None:
+        """Check types and shapes; the values are looked at where the number of classes is known."""
+        problems = _form_problems(self.images, self.labels)
+        if problems:
+            raise UserError(problems, "these are no samples:")
 
     def __len__(self) -> int:
         """Return N."""
@@ -63,6 +73,27 @@ class Samples:
     def to(self, device: str) -> Samples:
         """Return the samples on a device (``cpu``, ``cuda``); themselves where they are there."""
         return Samples(self.images.to(device), self.labels.to(device))
+
+
+def _form_problems(images: object, labels: object) -> list[Problem]:
+    """Return what keeps two objects from being samples."""
+    wrong = []
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.dim() != 4:
+        remedy = "fedbd.types.quantized(images) makes them of floats in [0, 1], permute(0, 3, 1, 2) of (N, H, W, C)"
+        expected = "must be a tensor (N, C, H, W) of uint8"
+        wrong.append(Problem(path="images", expected=expected, got=_form(images), remedy=remedy))
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.dim() != 1:
+        remedy = "labels.long(); of one-hot rows labels.argmax(1)"
+        expected = "must be a tensor (N,) of int64"
+        wrong.append(Problem(path="labels", expected=expected, got=_form(labels), remedy=remedy))
+    elif not wrong and len(labels) != len(images):  # type: ignore[arg-type]
+        wrong.append(Problem(path="labels", expected=f"must be as many as images, {len(images)}", got=f"{len(labels)}"))  # type: ignore[arg-type]
+    return wrong
+
+
+def _form(value: object) -> str:
+    """Return type and shape of what somebody took for a tensor."""
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"
 
 
 def quantized(images: Tensor) -> Tensor:
@@ -102,11 +133,26 @@ class TrustedData:
         fit: What a cleanup may train on.
         validate: What thresholds and roll-backs are decided on.
         classes: Number of classes of the task.
+
+    Raises (when they are made):
+        UserError: For parts that are no ``Samples``, or hold labels that are no class of the task.
     """
 
     fit: Samples
     validate: Samples
     classes: int
+
+    def __post_init__(self) -> None:
+        """Check both parts."""
+        wrong = []
+        for name, part in (("fit", self.fit), ("validate", self.validate)):
+            if not isinstance(part, Samples):
+                wrong.append(Problem(path=name, expected="must be Samples(images, labels)", got=type(part).__name__))
+            elif len(part) and not 0 <= int(part.labels.min()) <= int(part.labels.max()) < self.classes:
+                found = f"{int(part.labels.min())} to {int(part.labels.max())}"
+                wrong.append(Problem(path=f"{name}.labels", expected=f"must be 0 to {self.classes - 1}", got=found))
+        if wrong:
+            raise UserError(wrong, "these are no trusted data:")
 
 
 class Role(StrEnum):

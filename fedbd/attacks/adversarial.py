@@ -28,10 +28,13 @@ def refuse_unfit(model: nn.Module, images: Tensor, attack: str) -> NDArray[np.in
         attack: The attack's name, for the message.
 
     Raises:
-        MethodRefused: If the images are not float, or the model's outputs are not numbers.
+        MethodRefused: If the images are not float or not in [0, 1], or the model's outputs are not numbers.
     """
     if not images.is_floating_point():
         raise MethodRefused(f"{attack} perturbs float images in [0, 1], got {images.dtype}: take Samples.batch")
+    if images.numel() and not 0 <= float(images.min()) <= float(images.max()) <= 1:
+        found = f"{float(images.min()):.3g} to {float(images.max()):.3g}"
+        raise MethodRefused(f"{attack} perturbs float images in [0, 1], got {found}: take Samples.batch")
     predicted = predict(model, images, threads=1)
     if (predicted < 0).any():
         raise MethodRefused(f"{attack} needs a model whose outputs are finite; this one has diverged")

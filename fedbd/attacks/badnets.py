@@ -22,11 +22,13 @@ from torch import Tensor, nn
 
 from fedbd.attacks.poisoning import Disturbing, Labels, candidates, relabeled
 from fedbd.errors import MethodRefused
+from fedbd.method_fields import checks_fields
 from fedbd.training import Batch, TrainingPlan, train
 from fedbd.types import AttackContext, Notes, Samples, Vector, quantized
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class BadNets:
     """Poisoning with a fixed trigger, with dirty labels or clean ones.
 

@@ -22,10 +22,12 @@ from torch import Tensor
 
 from fedbd.attacks.pattern_files import picture
 from fedbd.attacks.stamping import like, need_gray_or_color
+from fedbd.method_fields import checks_fields
 from fedbd.seeding import numpy_rng
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class BlendTrigger:
     """Mixes a fixed pattern into the image: seeded noise, or a picture.
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from fedbd.attacks.adversarial import chunks, evaluating, margins, outcome, refuse_unfit, to_grid
 from fedbd.errors import MethodRefused
+from fedbd.method_fields import checks_fields
 from fedbd.metrics import logits
 from fedbd.training import memory_format_of
 from fedbd.types import Notes
@@ -40,6 +41,7 @@ _OPEN = 1e10
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class CW:
     """Adam in tanh space on squared distance plus c times the margin, with a search for each image's smallest c.
 

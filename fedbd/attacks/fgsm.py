@@ -18,10 +18,12 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
 from fedbd.attacks.adversarial import ascent_sign, chunks, evaluating, outcome, refuse_unfit, to_grid_within
+from fedbd.method_fields import checks_fields
 from fedbd.types import Notes
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class FGSM:
     """One step of length ``eps`` in every pixel that raises the loss of the true label.
 

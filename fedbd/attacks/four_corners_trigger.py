@@ -19,9 +19,11 @@ from torch import Tensor
 
 from fedbd.attacks.grid_trigger import PATTERN
 from fedbd.attacks.stamping import need_room
+from fedbd.method_fields import checks_fields
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class FourCornersTrigger:
     """Overwrites 3x3 pixels near each corner with the grid trigger's pattern, in every channel.
 

@@ -18,12 +18,14 @@ from annotated_types import Ge
 from torch import Tensor
 
 from fedbd.attacks.stamping import lower_right
+from fedbd.method_fields import checks_fields
 
 PATTERN = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 1.0))
 """Rows from top to bottom; the same in every channel."""
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class GridTrigger:
     """Overwrites 3x3 pixels near the lower right corner with ``PATTERN``, in every channel.
 

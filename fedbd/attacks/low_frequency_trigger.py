@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedbd.attacks.stamping import like, need_room
+from fedbd.method_fields import checks_fields
 from fedbd.seeding import numpy_rng
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class LowFrequencyTrigger:
     """Adds a fixed pattern of low spatial frequency, another one in each channel, clamped to [0, 1].
 

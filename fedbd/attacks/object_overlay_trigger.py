@@ -26,6 +26,7 @@ from torch import Tensor
 from fedbd.attacks.drawn_objects import NOTHING, OBJECTS
 from fedbd.attacks.stamping import need_gray_or_color
 from fedbd.errors import Problem, UserError
+from fedbd.method_fields import checks_fields
 from fedbd.seeding import derive
 from fedbd.types import quantized
 
@@ -43,6 +44,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class ObjectOverlayTrigger:
     """Draws an object over the image; pose and brightness follow from the seed and the image itself.
 

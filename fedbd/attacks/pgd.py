@@ -19,10 +19,12 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
 from fedbd.attacks.adversarial import ascent_sign, chunks, evaluating, outcome, refuse_unfit, to_grid_within
+from fedbd.method_fields import checks_fields
 from fedbd.types import Notes
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class PGD:
     """Repeated sign steps within ``eps`` of the image in every pixel, from a random start.
 

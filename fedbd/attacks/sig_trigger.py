@@ -19,9 +19,11 @@ from annotated_types import Gt, Le
 from torch import Tensor
 
 from fedbd.attacks.stamping import like
+from fedbd.method_fields import checks_fields
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class SigTrigger:
     """Adds a sinusoid that runs from left to right, the same in every row and channel, clamped to [0, 1].
 

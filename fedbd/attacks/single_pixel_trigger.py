@@ -15,9 +15,11 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from fedbd.attacks.stamping import need_room
+from fedbd.method_fields import checks_fields
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class SinglePixelTrigger:
     """Overwrites one pixel, in every channel.
 

@@ -18,9 +18,11 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from fedbd.attacks.stamping import lower_right
+from fedbd.method_fields import checks_fields
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class SquareTrigger:
     """Overwrites a square near the lower right corner with one value, in every channel.
 

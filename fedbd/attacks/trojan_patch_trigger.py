@@ -22,6 +22,7 @@ from torch import Tensor
 from fedbd.attacks.pattern_files import patch
 from fedbd.attacks.stamping import like, lower_right
 from fedbd.errors import Problem, UserError
+from fedbd.method_fields import checks_fields
 from fedbd.seeding import numpy_rng
 
 MARGIN = 4
@@ -29,6 +30,7 @@ MARGIN = 4
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class TrojanPatchTrigger:
     """Adds a patch near the lower right corner, clamped to [0, 1].
 

@@ -21,10 +21,12 @@ import torch.nn.functional as F  # noqa: N812 - the name that every PyTorch user
 from annotated_types import Ge, Gt
 from torch import Tensor
 
+from fedbd.method_fields import checks_fields
 from fedbd.seeding import numpy_rng
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class WaNetTrigger:
     """Warps the image along a fixed smooth field.
 

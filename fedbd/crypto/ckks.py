@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from fedbd.crypto.ckks_blob import KEY, STAMP_BYTES, Blob, Figures, pack, read_stamp, stamp, unpack
 from fedbd.crypto.grid import GRID_BITS
 from fedbd.errors import SecureSumFailed
+from fedbd.method_fields import checks_fields
 
 # SEAL draws errors from a centered binomial with 2 * 21 bits; encoding rounds each coefficient to an integer.
 _DRAWN_VARIANCE, _ROUNDING_VARIANCE = 21 / 2, 1 / 12
@@ -47,6 +48,7 @@ _SETS: dict[_Name, _Set] = {"n4096": _Set(4096, 54, 55, 40), "n8192": _Set(8192,
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class Ckks:
     """Sums under one CKKS key that all clients share and the server lacks.
 

@@ -22,6 +22,7 @@ from fedbd.data.checks import Arrays, check_values, to_dataset
 from fedbd.data.download import Origin, obtain
 from fedbd.data.plain_pickle import NotPlainError, byte_array, read_plain
 from fedbd.errors import DataError, Problem
+from fedbd.method_fields import checks_fields
 from fedbd.types import Dataset
 
 SHAPE = (3, 32, 32)
@@ -30,6 +31,7 @@ HUNDRED = ("cifar-100-python", ["train"], ["test"])
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class Cifar10:
     """CIFAR-10, from ``cifar-10-batches-py/`` in the data folder.
 
@@ -50,6 +52,7 @@ class Cifar10:
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class Cifar100:
     """CIFAR-100, from ``cifar-100-python/`` in the data folder.
 

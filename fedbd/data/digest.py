@@ -1,4 +1,4 @@
-"""One hash of a whole data set: files of the same name may hold other data tomorrow."""
+"""One hash of all samples: files of the same name may hold other data tomorrow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from fedbd.types import Dataset
+from fedbd.types import Dataset, Samples
 
 
 def digest(dataset: Dataset) -> str:
@@ -16,4 +16,12 @@ def digest(dataset: Dataset) -> str:
     for array in [*parts, *([] if dataset.groups is None else [dataset.groups])]:
         found.update(f"{array.dtype} {array.shape}".encode())
         found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()
+
+
+def samples_digest(samples: Samples) -> str:
+    """Return the SHA-256 of images and labels in their order, in hex."""
+    found = hashlib.sha256(str(tuple(samples.images.shape)).encode())
+    for tensor in (samples.images, samples.labels):
+        found.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
     return found.hexdigest()

@@ -17,6 +17,7 @@ from annotated_types import Gt, Lt
 from fedbd.data.cache import cached
 from fedbd.data.checks import Arrays, to_dataset
 from fedbd.data.stratify import stratified
+from fedbd.method_fields import checks_fields
 from fedbd.types import Dataset
 
 SPLIT_SEED = 1998
@@ -24,6 +25,7 @@ SPLIT_SEED = 1998
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class Digits:
     """scikit-learn's 1,797 digits, values 0 .. 16 scaled to 0 .. 255 and rounded, split by class with a fixed seed.
 

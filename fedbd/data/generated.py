@@ -19,6 +19,7 @@ from fedbd.data.cache import cached
 from fedbd.data.checks import Arrays, describe, to_dataset
 from fedbd.environment import memory
 from fedbd.errors import DataError, Problem
+from fedbd.method_fields import checks_fields
 from fedbd.types import Dataset
 
 NOISE, SIGNAL, HAND = 40.0, 40.0, 12.0
@@ -32,6 +33,7 @@ Positive = Annotated[int, Ge(1)]
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class Generated:
     """Smooth random pictures, one for each class, in noise.
 

@@ -24,6 +24,7 @@ from fedbd.data.download import Origin, obtain
 from fedbd.data.groups import group_numbers
 from fedbd.data.picture_files import read_pictures, stamp_of
 from fedbd.errors import DataError, Problem
+from fedbd.method_fields import checks_fields
 from fedbd.types import Dataset
 
 TRAIN, TEST, TRUTH = "gtsrb/GTSRB/Training", "gtsrb/GTSRB/Final_Test/Images", "gtsrb/GT-final_test.csv"
@@ -32,6 +33,7 @@ FRAME = re.compile(r"(\d{5})/(\d{5})_\d{5}\.ppm")
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class Gtsrb:
     """GTSRB, from ``gtsrb/`` in the data folder, whole pictures brought to one size; its groups are the tracks.
 

@@ -19,6 +19,7 @@ from fedbd.data.cache import cached
 from fedbd.data.checks import Arrays, check_values, to_dataset
 from fedbd.data.download import Origin, obtain
 from fedbd.errors import DataError, Problem
+from fedbd.method_fields import checks_fields
 from fedbd.types import Dataset
 
 DAMAGE = (ValueError, TypeError, RuntimeError, AssertionError, KeyError, IndexError, OSError)
@@ -26,6 +27,7 @@ DAMAGE = (ValueError, TypeError, RuntimeError, AssertionError, KeyError, IndexEr
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class Mnist:
     """MNIST, from ``MNIST/raw/`` in the data folder: unpacked idx files, as ``train-images-idx3-ubyte``.
 
@@ -46,6 +48,7 @@ class Mnist:
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class FashionMnist:
     """Fashion-MNIST, from ``FashionMNIST/raw/`` in the data folder: unpacked idx files, as ``train-images-idx3-ubyte``.
 
@@ -66,6 +69,7 @@ class FashionMnist:
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class Emnist:
     """EMNIST, from ``EMNIST/raw/`` in the data folder: unpacked idx files, as ``emnist-mnist-train-images-idx3-ubyte``.
 

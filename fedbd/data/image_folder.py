@@ -16,6 +16,7 @@ from fedbd.data.checks import Arrays, check_values, to_dataset
 from fedbd.data.files import VARIABLE
 from fedbd.data.picture_files import SUFFIXES, read_pictures, stamp_of
 from fedbd.errors import DataError, Problem
+from fedbd.method_fields import checks_fields
 from fedbd.types import Dataset
 
 LISTED = 5
@@ -24,6 +25,7 @@ Listing = dict[str, list[tuple[str, str]]]
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class ImageFolder:
     """Folders ``train/CLASS/*.png`` and ``test/CLASS/*.png``; classes are numbered in the order of the folders' names.
 

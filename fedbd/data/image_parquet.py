@@ -20,6 +20,7 @@ from fedbd.data.files import locate
 from fedbd.data.groups import group_numbers, per_class_problems
 from fedbd.data.pictures import Picture, decode_all, place, shape_of
 from fedbd.errors import DataError, Problem
+from fedbd.method_fields import checks_fields
 from fedbd.types import Dataset
 
 Batch = tuple[int, list[Picture | str], NDArray[np.int64], NDArray[np.bool_]]
@@ -30,6 +31,7 @@ MOST_THREADS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class ImageParquet:
     """Parquet files whose picture column is a struct {bytes, path}, the bytes a JPEG, PNG or the like.
 

@@ -17,6 +17,7 @@ from fedbd.data.checks import Arrays, check_values, image_form_problems, label_f
 from fedbd.data.files import locate
 from fedbd.data.groups import group_form_problems, group_numbers, per_class_problems
 from fedbd.errors import DataError, Problem
+from fedbd.method_fields import checks_fields
 from fedbd.types import Dataset
 
 Header = tuple[tuple[int, ...], np.dtype[np.generic]]
@@ -25,6 +26,7 @@ DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, Runtime
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class Npz:
     """Arrays of images and labels in a ``.npz`` file.
 

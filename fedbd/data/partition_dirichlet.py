@@ -25,9 +25,11 @@ from numpy.typing import NDArray
 
 from fedbd.data.partition_quantity import minimum_problem
 from fedbd.errors import UserError
+from fedbd.method_fields import checks_fields
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class Dirichlet:
     """Class shares from a symmetric Dirichlet distribution over the clients.
 

@@ -19,6 +19,7 @@ from annotated_types import MinLen
 from numpy.typing import NDArray
 
 from fedbd.errors import Problem, UserError
+from fedbd.method_fields import checks_fields
 from fedbd.registry import near_miss
 
 PACKAGE, MODULE = "flwr_datasets", "flwr_datasets.partitioner"
@@ -27,6 +28,7 @@ WHOLE = ("NaturalIdPartitioner", "GroupedNaturalIdPartitioner")
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class FlwrDatasets:
     """A partitioner of flwr-datasets; ``num_partitions`` is the number of clients, ``seed`` comes from the scenario's.
 

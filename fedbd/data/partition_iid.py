@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedbd.errors import Problem, UserError
+from fedbd.method_fields import checks_fields
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class Iid:
     """Equal parts at random; where N is not a multiple of the clients, the first ones hold one sample more.
 

@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedbd.errors import Problem, UserError
+from fedbd.method_fields import checks_fields
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class Natural:
     """One client for each id in the data set's column of groups, or several whole ids for each client.
 

@@ -18,9 +18,11 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 
 from fedbd.errors import Problem, UserError
+from fedbd.method_fields import checks_fields
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class Pathological:
     """Exactly ``classes`` classes for each client; a class's samples are shared equally by its owners.
 

@@ -20,9 +20,11 @@ from annotated_types import Ge, Gt
 from numpy.typing import NDArray
 
 from fedbd.errors import Problem, UserError
+from fedbd.method_fields import checks_fields
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class Quantity:
     """Random samples, in parts of very different size.
 

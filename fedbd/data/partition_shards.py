@@ -17,9 +17,11 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 
 from fedbd.errors import Problem, UserError
+from fedbd.method_fields import checks_fields
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class Shards:
     """Equal shards of label-sorted samples, so many for each client, at random.
 

@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedbd.errors import MethodRefused
+
 
 def log_odds_against(logits: Tensor, labels: Tensor) -> NDArray[np.float64]:
     """Return ``log((1 - p) / p)`` of each sample, with p the softmax probability of its given label.
@@ -21,9 +23,15 @@ def log_odds_against(logits: Tensor, labels: Tensor) -> NDArray[np.float64]:
 
     Returns:
         (N,) float64: the log-sum-exp of the other logits minus the label's; lower is better learned.
+
+    Raises:
+        MethodRefused: If a label is none of the C classes.
     """
     values = logits.detach().to("cpu", torch.float64)
     index = labels.to("cpu", torch.int64)[:, None]
+    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < values.shape[1]:
+        found = f"{int(index.min())} to {int(index.max())}"
+        raise MethodRefused(f"labels must be classes of the model, 0 to {values.shape[1] - 1}, got {found}")
     own = values.gather(1, index)[:, 0]
     others = values.scatter(1, index, -torch.inf).logsumexp(1)
     return (others - own).numpy()

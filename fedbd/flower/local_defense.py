@@ -20,7 +20,7 @@ MEMORY = "fedbd.local_defense"
 """Name of the ``ArrayRecord`` in the client's state with what the defense remembers."""
 
 COUNT = "fedbd.local_defense.count"
-"""Name of the ``ConfigRecord`` beside it, with the number of participations so far."""
+"""Name of the ``ConfigRecord`` beside it, with the number of participations so far and a hash of the data."""
 
 
 def local_defense(
@@ -69,24 +69,34 @@ def local_defense(
         The defense's notes.
 
     Raises:
-        UserError: If ``data`` is not as described.
-        MethodRefused: If the defense cannot act, for example because the data have another size than before.
+        UserError: If ``data`` is not as described, or not what it was in the participation before.
+        MethodRefused: If the defense cannot act.
     """
     from flwr.app import ArrayRecord, ConfigRecord  # noqa: PLC0415 - see the module's description
 
+    from fedbd.data.digest import samples_digest  # noqa: PLC0415
     from fedbd.flower.arrays import pack_all, view_all  # noqa: PLC0415
     from fedbd.training import TrainingPlan  # noqa: PLC0415
 
     device = next(model.parameters()).device
     samples = _samples(data, device)
     state = context.state
-    participation = cast("int", state.config_records.get(COUNT, ConfigRecord()).get("participations", 0)) + 1
+    before = state.config_records.get(COUNT, ConfigRecord())
+    participation = cast("int", before.get("participations", 0)) + 1
+    held = samples_digest(samples)
+    if before.get("data", held) != held:
+        raise _wrong(
+            "must be the same samples in the same order in every participation: what the defense remembers of a sample "
+            "would be of another",
+            "others, or another order",
+            "take a loader without shuffle, or the images themselves",
+        )
     remembered = view_all(state.array_records.get(MEMORY, ArrayRecord()))
     memory = {name: array.copy() for name, array in remembered.items()}
     rng = generator(context, participation, seed)
     kept, notes = defense.fit(model, samples, TrainingPlan() if plan is None else plan, memory, rng)
     state[MEMORY] = pack_all(dict(kept))
-    state[COUNT] = ConfigRecord({"participations": participation})
+    state[COUNT] = ConfigRecord({"participations": participation, "data": held})
     return notes
 
 

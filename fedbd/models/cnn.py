@@ -14,6 +14,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from fedbd.errors import Problem, UserError
+from fedbd.method_fields import checks_fields
 from fedbd.models.initialize import initialize, materialize
 
 SMALLEST = 8
@@ -59,6 +60,7 @@ class CnnModule(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class Cnn:
     """A small convolutional network with BatchNorm (``CnnModule``): He initialization (fan-out), channels_last.
 

@@ -18,6 +18,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
+from fedbd.method_fields import checks_fields
 from fedbd.models.initialize import initialize, materialize
 
 
@@ -46,6 +47,7 @@ class MlpModule(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class Mlp:
     """A multi-layer perceptron (``MlpModule``), by default McMahan's 2NN: PyTorch's default initialization.
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F  # noqa: N812 - the name that every PyTorch user
 from torch import Tensor, nn
 
 from fedbd.errors import Problem, UserError
+from fedbd.method_fields import checks_fields
 from fedbd.models.initialize import initialize, materialize
 
 SMALLEST = 16
@@ -51,6 +52,7 @@ class MnistNetModule(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class MnistNet:
     """The field's MNIST network (``MnistNetModule``): PyTorch's default initialization, channels_last."""
 

@@ -19,6 +19,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
+from fedbd.method_fields import checks_fields
 from fedbd.models.initialize import initialize, materialize
 from fedbd.models.resnet import group, need_pixels
 
@@ -75,6 +76,7 @@ class PreActResNetModule(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class PreActResNet18:
     """The CIFAR form of the pre-activation ResNet-18 (``PreActResNetModule``): PyTorch's default, channels_last.
 

@@ -21,6 +21,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from fedbd.errors import Problem, UserError
+from fedbd.method_fields import checks_fields
 from fedbd.models.initialize import initialize, materialize
 
 SMALLEST = 16
@@ -101,6 +102,7 @@ def need_pixels(name: str, shape: tuple[int, int, int]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class ResNet18:
     """The CIFAR form of ResNet-18 (``ResNetModule``): PyTorch's default initialization, channels_last.
 

@@ -21,6 +21,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from fedbd.errors import Problem, UserError
+from fedbd.method_fields import checks_fields
 from fedbd.models.initialize import seeded
 from fedbd.registry import near_miss
 
@@ -114,6 +115,7 @@ def _trouble(architecture: str, shape: tuple[int, int, int], classes: int, resiz
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class Torchvision:
     """One of torchvision's classifiers, by name: its own initialization, channels_last.
 

@@ -20,6 +20,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from fedbd.errors import Problem, UserError
+from fedbd.method_fields import checks_fields
 from fedbd.models.initialize import initialize, materialize
 
 DEVIATION = 0.02
@@ -123,6 +124,7 @@ class VitModule(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class Vit:
     """A vision transformer (``VitModule``): PyTorch's default initialization, N(0, 0.02^2) tokens.
 

@@ -21,6 +21,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from fedbd.errors import Problem, UserError
+from fedbd.method_fields import checks_fields
 from fedbd.models.initialize import initialize, materialize
 
 SMALLEST = 8
@@ -90,6 +91,7 @@ class WrnModule(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class Wrn:
     """Wide residual network (``WrnModule``): N(0, 2 / fan_out) convolutions, a zero bias, channels_last.
 

@@ -60,7 +60,7 @@ def test_three_participations_equal_direct_use(data):
         assert notes == expected
         assert flatten(flower).tobytes() == flatten(direct).tobytes()
         assert bits(view_all(ctx.state[MEMORY])) == bits(memory)
-        assert dict(ctx.state[COUNT]) == {"participations": participation}
+        assert ctx.state[COUNT]["participations"] == participation
         assert isinstance(ctx.state[MEMORY], ArrayRecord)
         assert isinstance(ctx.state[COUNT], ConfigRecord)
     assert notes["stage"] == "unlearn"
@@ -126,13 +126,27 @@ def test_a_defense_may_forget(data):
     assert seen == [{}, {"a": [0, 1, 2]}, {}]
 
 
-def test_after_an_error_the_state_is_what_it_was(data):
+class Refusing:
+    def fit(self, model, data, plan, memory, rng):
+        raise MethodRefused("no")
+
+
+@pytest.mark.parametrize(
+    ("defense", "rows", "error"),
+    [
+        (DEFENSE, torch.arange(119), UserError),
+        (DEFENSE, torch.arange(119, -1, -1), UserError),
+        (Refusing(), torch.arange(120), MethodRefused),
+    ],
+    ids=["fewer samples", "another order", "the defense's own"],
+)
+def test_after_an_error_the_state_is_what_it_was(defense, rows, error, data):
     ctx, model = context(), net()
     ctx.state["mine"] = ConfigRecord({"kept": 1})
     local_defense(DEFENSE, model, data, ctx, plan=PLAN)
     before = bits(view_all(ctx.state[MEMORY])), dict(ctx.state[COUNT])
-    with pytest.raises(MethodRefused, match=r"120 samples.* 119"):
-        local_defense(DEFENSE, model, data.subset(torch.arange(119)), ctx, plan=PLAN)
+    with pytest.raises(error, match=r"no|the same samples in the same order"):
+        local_defense(defense, model, data.subset(rows), ctx, plan=PLAN)
     assert (bits(view_all(ctx.state[MEMORY])), dict(ctx.state[COUNT])) == before
     assert dict(ctx.state["mine"]) == {"kept": 1}
 

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from fedbd.defenses.aggregation.rows import rows_of, to_vector, weighted_sum
 from fedbd.defenses.trusted_data import several_classes
 from fedbd.errors import MethodRefused
+from fedbd.method_fields import checks_fields
 from fedbd.params import flatten
 from fedbd.training import TrainingPlan, memory_format_of, sgd
 from fedbd.types import Aggregate, Cohort, Memory, Need, Notes, Samples, Vector
@@ -58,6 +59,7 @@ def median_deviation_scores(losses: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class MASA:
     """The weighted mean of the rows whose models, unlearned on trusted data, keep a loss near the median.
 

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 
 from fedbd.defenses.aggregation.rows import norms, to_vector
+from fedbd.method_fields import checks_fields
 from fedbd.types import Aggregate, Cohort, Memory, Need, Notes
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class Mean:
     """Federated averaging; all that one full sum allows without help from the clients."""
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedbd.defenses.aggregation.rows import rows_of
+from fedbd.method_fields import checks_fields
 from fedbd.types import Aggregate, Cohort, Memory, Need, Notes, Vector
 
 _CHUNK = 1 << 18
@@ -37,6 +38,7 @@ def coordinate_median(rows: NDArray[np.float32]) -> Vector:
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class Median:
     """The median of every coordinate over the rows; all rows weigh the same."""
 

@@ -18,10 +18,12 @@ from annotated_types import Gt
 from numpy.typing import NDArray
 
 from fedbd.defenses.aggregation.rows import norms, rows_of, to_vector, weighted_sum
+from fedbd.method_fields import checks_fields
 from fedbd.types import Aggregate, Cohort, Memory, Need, Notes, Vector
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class NormClip:
     """The weighted mean of ``delta_i * min(1, bound / ||delta_i||)``.
 

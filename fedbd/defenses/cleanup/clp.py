@@ -31,6 +31,7 @@ from torch import fx, nn
 from fedbd.defenses.cleanup.channel_masks import both
 from fedbd.defenses.cleanup.channel_norms import silence
 from fedbd.errors import MethodRefused, refusal
+from fedbd.method_fields import checks_fields
 from fedbd.metrics import accuracy
 from fedbd.types import Clues, Notes, TrustedData
 
@@ -108,6 +109,7 @@ def outliers(bounds: NDArray[np.float64], u: float) -> NDArray[np.bool_]:
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class CLP:
     """Prunes the channels whose Lipschitz bound is an outlier in their layer.
 

@@ -34,6 +34,7 @@ from fedbd.defenses.cleanup.channel_norms import channels_module, silence
 from fedbd.defenses.cleanup.finetune import Augment, FineTune, finished, outcome, tune
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import MethodRefused, refusal
+from fedbd.method_fields import checks_fields
 from fedbd.models.taps import prunable, readings
 from fedbd.types import Clues, Notes, Samples, TrustedData
 
@@ -41,6 +42,7 @@ METHOD = "fine_pruning"
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class FinePruning:
     """Prunes channels in increasing order of their mean activation on clean data, then fine-tunes the others.
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from fedbd.defenses.local.cutout import cutout
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import MethodRefused
+from fedbd.method_fields import checks_fields
 from fedbd.metrics import accuracy, is_finite
 from fedbd.training import TrainingPlan, crop_flip, memory_format_of, sgd
 from fedbd.types import Clues, Notes, Samples, TrustedData
@@ -49,6 +50,7 @@ class Tuning:
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class FineTune:
     """Trains all layers on the trusted set with cross-entropy.
 

@@ -35,6 +35,7 @@ from fedbd.defenses.cleanup.input_neurons import (
 )
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import MethodRefused
+from fedbd.method_fields import checks_fields
 from fedbd.metrics import right
 from fedbd.types import Clues, Notes, Samples, TrustedData
 
@@ -51,6 +52,7 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class FLAIN:
     """Flips the weight updates of low-activation input neurons of the first fully connected layer.
 

@@ -37,6 +37,7 @@ from fedbd.defenses.cleanup.channel_norms import (
 )
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import MethodRefused, refusal
+from fedbd.method_fields import checks_fields
 from fedbd.models.taps import prunable
 from fedbd.types import Clues, Notes, Samples, TrustedData
 
@@ -44,6 +45,7 @@ METHOD = "linf_pruning"
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class LinfPruning:
     """Prunes the channels of the last maps whose norm a trigger raises most.
 

@@ -40,6 +40,7 @@ from fedbd.defenses.cleanup.finetune import (
 )
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import MethodRefused
+from fedbd.method_fields import checks_fields
 from fedbd.metrics import accuracy
 from fedbd.models.taps import declared, outputs
 from fedbd.types import Clues, Notes, Samples, TrustedData
@@ -49,6 +50,7 @@ TOGETHER = {"start", "batch_size", "momentum", "nesterov", "weight_decay", "augm
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class NAD:
     """Fine-tunes a copy, the teacher; then fine-tunes the model with its attention drawn to the teacher's.
 

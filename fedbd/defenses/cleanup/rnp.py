@@ -47,6 +47,7 @@ from fedbd.defenses.cleanup.channel_masks import (
 from fedbd.defenses.cleanup.unlearning import ascent_plan, modal_prediction, unlearn
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import refusal
+from fedbd.method_fields import checks_fields
 from fedbd.metrics import right
 from fedbd.types import Clues, Notes, Samples, TrustedData
 
@@ -78,6 +79,7 @@ def largest_kept(curve: list[Point], before: int, allowed: float) -> Point | Non
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class RNP:
     """Prunes channels that clean data do not need: BatchNorm scales or, in a model without, convolutions' channels.
 

@@ -21,11 +21,13 @@ from torch import nn
 
 from fedbd.defenses.cleanup.unlearning import ascent_plan, modal_prediction, unlearn
 from fedbd.defenses.trusted_data import required
+from fedbd.method_fields import checks_fields
 from fedbd.metrics import predict
 from fedbd.types import Clues, Notes, TrustedData
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class RnpLabel:
     """Names the backdoor's target label; the model stays as it is.
 

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from fedbd.defenses.cleanup.trigger_search import Search, anomaly_indices, outliers, search
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import MethodRefused
+from fedbd.method_fields import checks_fields
 from fedbd.metrics import predict
 from fedbd.types import Clues, Notes, Samples, TrustedData
 
@@ -40,6 +41,7 @@ HALF = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class TriggerRecovery:
     """Recovers a trigger; the model stays as it is.
 

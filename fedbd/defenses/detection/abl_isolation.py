@@ -29,6 +29,7 @@ from fedbd.defenses.local.isolation import class_rank
 from fedbd.defenses.local.objectives import CONTROLS
 from fedbd.defenses.losses import cross_entropy, log_odds_against
 from fedbd.errors import MethodRefused
+from fedbd.method_fields import checks_fields
 from fedbd.metrics import logits
 from fedbd.training import TrainingPlan, train
 from fedbd.types import Notes, Samples, TrustedData
@@ -37,6 +38,7 @@ METHOD = "abl_isolation"
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class ABLIsolation:
     """Scores a sample by how well a model knows its given label.
 

@@ -30,6 +30,7 @@ from fedbd.defenses.detection.activation_spaces import ends
 from fedbd.defenses.detection.spectral_signatures import Matrix, label_rows, penultimate_features
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import MethodRefused, refusal
+from fedbd.method_fields import checks_fields
 from fedbd.types import Notes, Samples, TrustedData
 
 METHOD = "activation_clustering"
@@ -87,6 +88,7 @@ def fit_reduction(features: Matrix, reduce: Literal["ica", "pca"], components: i
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class ActivationClustering:
     """Scores a sample by whether it is in the suspicious one of its label's two clusters, and how suspicious that is.
 

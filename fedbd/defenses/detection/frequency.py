@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import MethodRefused
+from fedbd.method_fields import checks_fields
 from fedbd.metrics import logits
 from fedbd.models.initialize import initialize, materialize
 from fedbd.types import Notes, Samples, TrustedData
@@ -176,6 +177,7 @@ def _fit_scale(images: Tensor, log: bool) -> Scale:
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class Frequency:
     """Scores an image by how much its DCT looks like that of an image with a synthetic trigger; ignores the model.
 

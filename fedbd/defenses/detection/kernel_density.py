@@ -39,6 +39,7 @@ from fedbd.defenses.detection.activation_spaces import (
     vectors,
 )
 from fedbd.errors import MethodRefused, refusal
+from fedbd.method_fields import checks_fields
 from fedbd.types import Notes, Samples, TrustedData
 
 FACTORS: tuple[float, ...] = tuple(2.0 ** (step / 4) for step in range(-24, 17))
@@ -65,6 +66,7 @@ def log_density(squared: NDArray[np.float64], bandwidth: float, dimensions: int)
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class KernelDensity:
     """Scores an input by minus the log density of its penultimate features among trusted images of its predicted class.
 

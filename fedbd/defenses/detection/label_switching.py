@@ -44,6 +44,7 @@ from fedbd.defenses.detection.activation_spaces import (
     vectors,
 )
 from fedbd.errors import refusal
+from fedbd.method_fields import checks_fields
 from fedbd.types import Notes, Samples, TrustedData
 
 Likelihood = Literal["switch", "labels"]
@@ -101,6 +102,7 @@ def sequence_costs(labels: NDArray[np.int64], costs: NDArray[np.float64]) -> NDA
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class LabelSwitching:
     """Scores an input by how unlikely its sequence of labels through the activation spaces is for a clean image.
 

@@ -41,6 +41,7 @@ from fedbd.defenses.detection.activation_spaces import (
     vectors,
 )
 from fedbd.errors import MethodRefused, refusal
+from fedbd.method_fields import checks_fields
 from fedbd.types import Notes, Samples, TrustedData
 
 
@@ -62,6 +63,7 @@ def local_dimension(distances: NDArray[np.float64], neighbors: int) -> NDArray[n
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class LID:
     """Scores an input by its local intrinsic dimensionality among clean images, as z-scores averaged over layers.
 

@@ -34,6 +34,7 @@ from torch import nn
 from fedbd.defenses.detection.activation_spaces import trusted_parts
 from fedbd.defenses.detection.mutants import Mutants, linear_layers
 from fedbd.errors import MethodRefused, refusal
+from fedbd.method_fields import checks_fields
 from fedbd.metrics import predict
 from fedbd.types import Notes, Samples, TrustedData
 
@@ -72,6 +73,7 @@ def sprt_decision(flips: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class ModelMutation:
     """Scores an input by how many mutants of the model give it another label.
 

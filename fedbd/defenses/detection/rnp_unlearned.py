@@ -22,11 +22,13 @@ from fedbd.defenses.cleanup.unlearning import ascent_plan, modal_prediction, unl
 from fedbd.defenses.losses import cross_entropy, log_odds_against
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import MethodRefused
+from fedbd.method_fields import checks_fields
 from fedbd.metrics import logits
 from fedbd.types import Notes, Samples, TrustedData
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class RnpUnlearned:
     """Scores a sample by how well the unlearned model still knows its given label.
 

@@ -27,6 +27,7 @@ from torch import nn
 from fedbd.defenses.detection.activation_spaces import ends, read_spaces, vectors
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import MethodRefused, refusal
+from fedbd.method_fields import checks_fields
 from fedbd.types import Notes, Samples, TrustedData
 
 METHOD = "spectral_signatures"
@@ -70,6 +71,7 @@ def label_rows(labels: NDArray[np.int64], minimum: int, method: str) -> tuple[di
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class SpectralSignatures:
     """Scores a sample by its squared projection on the top singular direction of its label's features.
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import MethodRefused
+from fedbd.method_fields import checks_fields
 from fedbd.metrics import logits
 from fedbd.types import Notes, Samples, TrustedData
 
@@ -57,6 +58,7 @@ def entropy(outputs: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class Strip:
     """Scores an input by minus the mean entropy of the predictions for it under overlays of trusted images.
 

@@ -37,6 +37,7 @@ from fedbd.defenses.local.isolation import Confidence, isolation_count, mixture_
 from fedbd.defenses.local.objectives import AUGMENTS, CONTROLS, ascent, joint_epoch
 from fedbd.defenses.losses import cross_entropy
 from fedbd.errors import MethodRefused
+from fedbd.method_fields import checks_fields
 from fedbd.training import Objective, TrainingPlan, sgd, train, train_epoch
 from fedbd.types import Memory, Notes, Samples
 
@@ -73,6 +74,7 @@ class _Isolation:
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class ABL:
     """Loss-controlled training, isolation, then fine-tuning with unlearning, counted in a client's participations.
 

@@ -34,6 +34,7 @@ from fedbd.defenses.local.isolate import most_suspicious, sample_losses
 from fedbd.defenses.local.isolation import isolation_count
 from fedbd.defenses.local.objectives import AUGMENTS, CONTROLS, ascent, joint_epoch
 from fedbd.errors import MethodRefused
+from fedbd.method_fields import checks_fields
 from fedbd.training import OnBatch, TrainingPlan, sgd, train_epoch
 from fedbd.types import Notes, Samples
 
@@ -56,6 +57,7 @@ class Epoch:
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class ABLCentral:
     """Train a clean model on a poisoned set: loss control, isolation, then fine-tuning and unlearning.
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F  # noqa: N812 - the name that every PyTorch user
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedbd.defenses.cleanup.own_weights import need_own_weights
 from fedbd.errors import MethodRefused
 from fedbd.training import TrainingPlan, crop_flip, memory_format_of
 from fedbd.types import Samples
@@ -82,11 +83,14 @@ def maskable(model: nn.Module, method: str) -> tuple[Masked, dict[str, nn.Module
     Raises:
         MethodRefused: If masks would mean nothing. BatchNorm with frozen scales: the model's owner does not let them
             change. Convolutions in front of another normalization (GroupNorm, LayerNorm, a BatchNorm without scales):
-            it divides the mask out again. Neither: there is no channel to mask.
+            it divides the mask out again. Neither: there is no channel to mask. Scales or filters that are computed
+            from other parameters: a mask on them would be lost.
     """
     named = list(model.named_modules())
     norms = [(name, module) for name, module in named if isinstance(module, nn.BatchNorm2d) and module.affine]
     trainable = {name: module for name, module in norms if module.weight.requires_grad}
+    for name, scaled in trainable.items():
+        need_own_weights(name, scaled, method)
     if trainable:
         return "batchnorm", dict(trainable)
     if norms:
@@ -94,13 +98,15 @@ def maskable(model: nn.Module, method: str) -> tuple[Masked, dict[str, nn.Module
             f"{method} masks BatchNorm2d scales and all of the model's are frozen; call model.requires_grad_(True) or "
             "take a model that trains them"
         )
+    convolutions: dict[str, nn.Module] = {name: module for name, module in named if isinstance(module, nn.Conv2d)}
+    for name, module in convolutions.items():  # first: a weight norm's own module has a normalization's name
+        need_own_weights(name, module, method)
     other = next((type(module).__name__ for _, module in named if _normalizes(module)), None)
     if other is not None:
         raise MethodRefused(
             f"{method} cannot mask the channels of a model with {other} and without BatchNorm2d scales: the "
             f"normalization takes a mask on the convolution back; {REMEDY}"
         )
-    convolutions: dict[str, nn.Module] = {name: module for name, module in named if isinstance(module, nn.Conv2d)}
     if not convolutions:
         raise MethodRefused(f"{method} masks channels and the model has neither BatchNorm2d nor Conv2d; {REMEDY}")
     return "convolution", convolutions
@@ -198,11 +204,15 @@ def switch_off(model: nn.Module, off: Mapping[str, NDArray[np.bool_]]) -> nn.Mod
         model: Left untouched; the copy is in its mode.
         off: By module name, (C,) bool. Of a BatchNorm2d the scale becomes 0 and the shift stays; of a Conv2d filter and
             bias become 0.
+
+    Raises:
+        MethodRefused: If scale, filter or bias of one are computed from other parameters.
     """
     changed = copy.deepcopy(model)
     with torch.no_grad():
         for name, channels in off.items():
             module = changed.get_submodule(name)
+            need_own_weights(name, module, "pruning")
             entries = [module.weight] if isinstance(module, nn.BatchNorm2d) else [module.weight, module.bias]
             for entry in entries:
                 if isinstance(entry, Tensor):

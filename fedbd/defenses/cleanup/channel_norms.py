@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedbd.defenses.cleanup.own_weights import need_own_weights
 from fedbd.errors import MethodRefused
 from fedbd.metrics import Stamp
 from fedbd.models.taps import declared, prunable, readings
@@ -118,10 +119,12 @@ def channels_module(model: nn.Module, method: str) -> tuple[str, Switch]:
         method: Who asks, for the message.
 
     Raises:
-        MethodRefused: If the model declares none, or one without a scale or filter per channel.
+        MethodRefused: If the model declares none, or one without a scale or filter per channel, or with one that is
+            computed from other parameters.
     """
     name = str(declared(model, "channels", method))
     module = model.get_submodule(name)
+    need_own_weights(name, module, method)
     if isinstance(module, nn.Conv2d | nn.Linear):
         return name, module
     if isinstance(module, nn.BatchNorm2d | nn.GroupNorm) and module.affine:
@@ -138,10 +141,14 @@ def silence(model: nn.Module, off: Mapping[str, NDArray[np.bool_]]) -> None:
     Args:
         model: Changed.
         off: By module name, (C,) bool.
+
+    Raises:
+        MethodRefused: If scale, filter or shift of one are computed from other parameters.
     """
     with torch.no_grad():
         for name, channels in off.items():
             module = model.get_submodule(name)
+            need_own_weights(name, module, "pruning")
             for entry in (module.weight, module.bias):
                 if isinstance(entry, Tensor):
                     entry[torch.from_numpy(channels).to(entry.device)] = 0.0

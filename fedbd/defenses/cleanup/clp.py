@@ -30,6 +30,7 @@ from torch import fx, nn
 
 from fedbd.defenses.cleanup.channel_masks import both
 from fedbd.defenses.cleanup.channel_norms import silence
+from fedbd.defenses.cleanup.own_weights import need_own_weights
 from fedbd.errors import MethodRefused, refusal
 from fedbd.method_fields import checks_fields
 from fedbd.metrics import accuracy
@@ -45,7 +46,8 @@ def norms_behind(model: nn.Module) -> dict[str, str | None]:
     symbolically (``torch.fx``), so that no input is needed; the model is left untouched.
 
     Raises:
-        MethodRefused: If the model has no Conv2d or its forward pass cannot be traced.
+        MethodRefused: If the model has no Conv2d, its forward pass cannot be traced, or what would be switched off is
+            computed from other parameters.
     """
     modules = dict(model.named_modules())
     convolutions = [name for name, module in modules.items() if isinstance(module, nn.Conv2d)]
@@ -67,7 +69,10 @@ def norms_behind(model: nn.Module) -> dict[str, str | None]:
     for node, name in calls.items():
         readers[name] |= {calls.get(user) for user in node.users}
         sources[name] |= {calls.get(source) for source in node.all_input_nodes}
-    return {name: _norm_among(readers[name], sources, modules, name) for name in convolutions}
+    found = {name: _norm_among(readers[name], sources, modules, name) for name in convolutions}
+    for name, norm in found.items():
+        need_own_weights(norm or name, modules[norm or name], METHOD)
+    return found
 
 
 def _norm_among(
@@ -157,9 +162,8 @@ class CLP:
             ``validation_before`` and ``validation_after`` (accuracies).
 
         Raises:
-            MethodRefused: If the model has no Conv2d, its forward pass cannot be traced, or a bound is not finite.
+            MethodRefused: If the model is none that ``norms_behind`` takes, or a bound is not finite.
         """
-        repaired = copy.deepcopy(model)
         off: dict[str, NDArray[np.bool_]] = {}
         layers: Notes = {}
         modules: dict[str | None, Any] = {None: None, **dict(model.named_modules())}
@@ -177,6 +181,7 @@ class CLP:
             }
             if found.any():
                 off[norm or name] = found
+        repaired = copy.deepcopy(model)
         silence(repaired, off)
         notes: Notes = {
             "channels": sum(layer["channels"] for layer in layers.values()),

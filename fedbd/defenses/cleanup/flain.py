@@ -33,6 +33,7 @@ from fedbd.defenses.cleanup.input_neurons import (
     low,
     weight_of,
 )
+from fedbd.defenses.cleanup.own_weights import need_own_weights
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import MethodRefused
 from fedbd.method_fields import checks_fields
@@ -108,8 +109,8 @@ class FLAIN:
             ``validation_before``, ``validation_after`` (of what is returned) and the ``curve`` (before rescaling).
 
         Raises:
-            MethodRefused: Without trusted data or ``clues.reference``, if the model has no Linear or the reference not
-                the same one, or if its weights are not finite.
+            MethodRefused: Without trusted data or ``clues.reference``, if the model has no Linear, or one whose weight
+                is computed from other parameters, or the reference not the same one, or if its weights are not finite.
         """
         trusted = required(trusted, METHOD, "reads activations on")
         if clues.reference is None:
@@ -118,6 +119,7 @@ class FLAIN:
                 "model that training started from (--reference, in Python Clues(reference=...))"
             )
         layer = first_linear(model, trusted.fit)
+        need_own_weights(layer, model.get_submodule(layer), METHOD)
         weight = weight_of(model, layer)
         if not bool(torch.isfinite(weight.detach().norm())):  # the norm is what the weights are scaled back to
             raise MethodRefused(f"{METHOD}: the weights of {layer} are not finite or too large; the model has diverged")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -11,6 +12,8 @@ import torch.nn.functional as F  # noqa: N812 - the name that every PyTorch user
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
+from fedbd.errors import MethodRefused
+from fedbd.seeding import layers_draw_from
 from fedbd.types import Notes, Samples
 
 Batch = tuple[Tensor, Tensor]
@@ -55,6 +58,24 @@ class TrainingPlan:
     def rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch (0-based)."""
         return self.lr * self.lr_gamma ** (epoch // self.lr_step) if self.lr_step else self.lr
+
+
+@contextlib.contextmanager
+def learning(rng: torch.Generator) -> Iterator[None]:
+    """Within the block a model can be trained: gradients are computed, whatever the caller's mode, and ``rng`` decides.
+
+    Args:
+        rng: Decides what layers like Dropout draw; nothing is drawn from it (``seeding.layers_draw_from``).
+
+    Raises:
+        MethodRefused: Under ``torch.inference_mode()``, whose tensors no gradient can pass.
+    """
+    if torch.is_inference_mode_enabled():
+        raise MethodRefused(
+            "nothing can be trained under torch.inference_mode(); call it outside (torch.no_grad() is no matter)"
+        )
+    with torch.enable_grad(), layers_draw_from(rng):
+        yield
 
 
 def sgd(model: nn.Module, plan: TrainingPlan) -> torch.optim.SGD:
@@ -114,7 +135,7 @@ def train(
         model: Left in train mode.
         data: The client's samples.
         plan: Epochs, batches and rates.
-        rng: Draws the order of the samples, then whatever ``on_batch`` and the augmentation draw.
+        rng: Draws the order of the samples, then whatever ``on_batch`` and the augmentation draw; decides Dropout.
         on_batch: Rewrites a batch of raw images in [0, 1] and labels (an attacker stamps here), before augmentation.
         objective: Mean loss of (logits, labels).
         proximal_mu: Weight of FedProx's proximal term; 0 for none. See ``proximal_pull``.
@@ -178,17 +199,18 @@ def train_epoch(
     for group in optimizer.param_groups:
         group["lr"] = plan.rate(epoch)
     losses: list[Tensor] = []
-    for index in torch.split(torch.randperm(len(data), generator=rng), plan.batch_size):
-        x, y = data.batch(index)
-        if on_batch is not None:
-            x, y = on_batch(x, y, rng)
-        if plan.augment == "crop_flip":
-            x = crop_flip(x, rng)
-        optimizer.zero_grad(set_to_none=True)
-        loss = objective(model(x.contiguous(memory_format=layout)), y)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if pull is not None:
-            pull()
-        optimizer.step()
-        losses.append(loss.detach())
+    with learning(rng):
+        for index in torch.split(torch.randperm(len(data), generator=rng), plan.batch_size):
+            x, y = data.batch(index)
+            if on_batch is not None:
+                x, y = on_batch(x, y, rng)
+            if plan.augment == "crop_flip":
+                x = crop_flip(x, rng)
+            optimizer.zero_grad(set_to_none=True)
+            loss = objective(model(x.contiguous(memory_format=layout)), y)
+            loss.backward()  # type: ignore[no-untyped-call]
+            if pull is not None:
+                pull()
+            optimizer.step()
+            losses.append(loss.detach())
     return torch.stack(losses)

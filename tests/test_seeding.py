@@ -7,11 +7,12 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbd.seeding import derive, numpy_rng, torch_rng
+from fedbd.seeding import derive, layers_draw_from, numpy_rng, torch_rng
 
 
 def test_a_seed_is_the_top_63_bits_of_a_hash_of_what_it_is_for() -> None:
@@ -72,3 +73,34 @@ def test_another_process_derives_the_same() -> None:
         env={**os.environ, "PYTHONHASHSEED": "77"},
     )
     assert done.stdout.split() == [str(derive(9, "cohort", 4)), str(numpy_rng(9, "x").random())]
+
+
+def test_layers_draw_what_the_generator_decides_and_nothing_is_drawn_from_it() -> None:
+    def dropped(seed: int, world: int) -> torch.Tensor:
+        rng = torch_rng(seed, "a")
+        state = rng.get_state()
+        torch.manual_seed(world)
+        outside = torch.get_rng_state()
+        with layers_draw_from(rng):
+            found = torch.nn.functional.dropout(torch.ones(200))
+        assert torch.equal(torch.get_rng_state(), outside)
+        assert torch.equal(rng.get_state(), state)
+        return found
+
+    assert torch.equal(dropped(1, 5), dropped(1, 6))
+    assert not torch.equal(dropped(1, 5), dropped(2, 5))
+
+
+def test_layers_draw_other_numbers_than_the_generator() -> None:
+    rng = torch_rng(1, "a")
+    with layers_draw_from(rng):
+        inside = torch.rand(1000)
+    assert abs(float(torch.corrcoef(torch.stack([inside, torch.rand(1000, generator=rng)]))[0, 1])) < 0.15
+
+
+def test_the_global_state_is_restored_after_an_error() -> None:
+    before = torch.get_rng_state()
+    with pytest.raises(ZeroDivisionError), layers_draw_from(torch_rng(1, "a")):
+        torch.rand(3)
+        raise ZeroDivisionError
+    assert torch.equal(torch.get_rng_state(), before)

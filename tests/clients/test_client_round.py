@@ -14,6 +14,7 @@ from fedbd.engines import flower_app_dir
 from fedbd.errors import MethodRefused
 from fedbd.flower.app_loader import load_component
 from fedbd.models.checkpoint import load_checkpoint
+from fedbd.models.initialize import seeded
 from fedbd.params import assign, flatten
 from fedbd.plans import DetectionPlan, Selection
 from fedbd.prepared import Prepared, prepare
@@ -47,6 +48,15 @@ class Spy:
         seen = int(memory["visits"][0]) + 1 if memory else 1
         white = (data.images[:, 0, -1, -1] == 255) & (data.labels == 0)
         return {"visits": np.array([seen]), "isolated": torch.nonzero(white)[:, 0].numpy()[:4]}, {"lr": plan.lr}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Forgetful:
+    """A family of models with Dropout."""
+
+    def build(self, shape: Any, classes: int, rng: torch.Generator) -> Any:
+        sides, nn = shape[1] * shape[2], torch.nn
+        return seeded(lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(sides, classes)), rng)
 
 
 @pytest.fixture(scope="module")
@@ -258,3 +268,19 @@ def test_flowers_fedprox_reaches_the_clients(tmp_path: Path) -> None:
     prepared, free = prepare(from_dict(RAW)), end(None)
     assert distance(prepared, end(5.0)) < 0.8 * distance(prepared, free)
     np.testing.assert_allclose(end(1e-9), free, atol=1e-6)
+
+
+@pytest.mark.parametrize("client", [0, 1, 2])
+def test_dropout_depends_on_seed_round_and_client_alone(client: int, prepared: Prepared) -> None:
+    """Not on the process that a client runs in and on who ran there before: engines give the same weights."""
+    scenario = dataclasses.replace(prepared.scenario, model=Method("forgetful", Forgetful()))
+    own = Prepared(scenario, prepared.federation)
+    weights = flatten(own.new_model())
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        before = torch.get_rng_state()
+        one = client_round(own, client, 2, weights, {}).weights
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.manual_seed(2)
+        np.testing.assert_array_equal(client_round(own, client, 2, weights, {}).weights, one)
+        assert not np.array_equal(client_round(own, client, 3, weights, {}).weights, one)

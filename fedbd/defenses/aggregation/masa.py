@@ -35,7 +35,7 @@ from fedbd.defenses.trusted_data import several_classes
 from fedbd.errors import MethodRefused
 from fedbd.method_fields import checks_fields
 from fedbd.params import flatten
-from fedbd.training import TrainingPlan, memory_format_of, sgd
+from fedbd.training import TrainingPlan, learning, memory_format_of, sgd
 from fedbd.types import Aggregate, Cohort, Memory, Need, Notes, Samples, Vector
 
 _ROUNDING = 1e-6
@@ -161,7 +161,8 @@ class MASA:
         for i in np.flatnonzero(sound):
             with np.errstate(over="ignore"):  # a model with infinite weights is one that diverged
                 fused = to_vector(cohort.global_weights + self.fusion * rows[i] + (1 - self.fusion) * mean)
-            losses[i], seen = self._unlearned(build(fused), data, orders)
+            with learning(rng):  # every row's Dropout drops the same
+                losses[i], seen = self._unlearned(build(fused), data, orders)
             images += seen
         return losses, images
 

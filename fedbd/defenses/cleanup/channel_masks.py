@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fedbd.defenses.cleanup.own_weights import need_own_weights
 from fedbd.errors import MethodRefused
-from fedbd.training import TrainingPlan, crop_flip, memory_format_of
+from fedbd.training import TrainingPlan, crop_flip, learning, memory_format_of
 from fedbd.types import Samples
 
 Masks = Mapping[str, NDArray[np.float32]]
@@ -130,7 +130,7 @@ def recover_masks(
         data: Clean samples.
         plan: Epochs, rate, momentum, batches and augmentation; its weight decay is not used.
         alpha: Factor of the loss.
-        rng: Draws orders and augmentation.
+        rng: Draws orders and augmentation; decides what Dropout drops.
         method: Who asks, for the message.
 
     Raises:
@@ -146,19 +146,20 @@ def recover_masks(
     network.train()
     masks = [module.mask for module in masked.values()]
     optimizer = torch.optim.SGD(masks, lr=plan.lr, momentum=plan.momentum)
-    for epoch in range(plan.epochs):
-        for group in optimizer.param_groups:
-            group["lr"] = plan.rate(epoch)
-        for index in torch.split(torch.randperm(len(data), generator=rng), plan.batch_size):
-            x, y = data.batch(index)
-            x = crop_flip(x, rng) if plan.augment == "crop_flip" else x
-            optimizer.zero_grad(set_to_none=True)
-            loss = alpha * F.cross_entropy(network(x.contiguous(memory_format=layout)), y)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            with torch.no_grad():
-                for mask in masks:
-                    mask.clamp_(0.0, 1.0)
+    with learning(rng):
+        for epoch in range(plan.epochs):
+            for group in optimizer.param_groups:
+                group["lr"] = plan.rate(epoch)
+            for index in torch.split(torch.randperm(len(data), generator=rng), plan.batch_size):
+                x, y = data.batch(index)
+                x = crop_flip(x, rng) if plan.augment == "crop_flip" else x
+                optimizer.zero_grad(set_to_none=True)
+                loss = alpha * F.cross_entropy(network(x.contiguous(memory_format=layout)), y)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                with torch.no_grad():
+                    for mask in masks:
+                        mask.clamp_(0.0, 1.0)
     return {name: module.mask.detach().cpu().numpy() for name, module in masked.items()}
 
 

@@ -26,7 +26,7 @@ from fedbd.defenses.trusted_data import required
 from fedbd.errors import MethodRefused
 from fedbd.method_fields import checks_fields
 from fedbd.metrics import accuracy, is_finite
-from fedbd.training import TrainingPlan, crop_flip, memory_format_of, sgd
+from fedbd.training import TrainingPlan, crop_flip, learning, memory_format_of, sgd
 from fedbd.types import Clues, Notes, Samples, TrustedData
 
 Start = Literal["model", "unlearned", "recovered"]
@@ -175,35 +175,39 @@ def tune(
         student: What to train.
         data: Clean samples.
         how: Epochs, rates, batches and augmentation; ``start`` is not read.
-        rng: Draws orders and augmentation, the same whatever the penalty.
+        rng: Draws orders and augmentation, the same whatever the penalty; decides what Dropout drops.
         penalty: Further terms of the loss. One with weight 0 is noted but adds no gradient, so that the weights come
             out as without it, bit for bit.
         after_step: Called after each step of the optimizer.
     """
     student.requires_grad_(True).train()
     optimizer, layout = sgd(student, _plan(how)), memory_format_of(student)
+
+    def step(index: Tensor) -> Tensor:
+        x, y = data.batch(index)
+        x = _augmented(x, how.augment, rng).contiguous(memory_format=layout)
+        optimizer.zero_grad(set_to_none=True)
+        loss = F.cross_entropy(student(x), y)
+        terms = [loss.detach()]
+        for weight, term in penalty(x) if penalty is not None else ():
+            terms.append(term.detach())
+            loss = loss + weight * term if weight else loss
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if after_step is not None:
+            after_step()
+        return torch.stack(terms)
+
     epochs: list[Notes] = []
-    for epoch in range(how.epochs):
-        for group in optimizer.param_groups:
-            group["lr"] = how.rate(epoch)
-        batches: list[Tensor] = []
-        for index in torch.split(torch.randperm(len(data), generator=rng), how.batch_size):
-            x, y = data.batch(index)
-            x = _augmented(x, how.augment, rng).contiguous(memory_format=layout)
-            optimizer.zero_grad(set_to_none=True)
-            loss = F.cross_entropy(student(x), y)
-            terms = [loss.detach()]
-            for weight, term in penalty(x) if penalty is not None else ():
-                terms.append(term.detach())
-                loss = loss + weight * term if weight else loss
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            if after_step is not None:
-                after_step()
-            batches.append(torch.stack(terms))
-        epochs.append(_epoch_notes(how.rate(epoch), torch.stack(batches).mean(0), penalty is not None))
-        if epochs[-1]["cross_entropy"] is None or not is_finite(student):
-            return Tuning(tuple(epochs), finite=False)
+    with learning(rng):
+        for epoch in range(how.epochs):
+            for group in optimizer.param_groups:
+                group["lr"] = how.rate(epoch)
+            order = torch.randperm(len(data), generator=rng)
+            batches = [step(index) for index in torch.split(order, how.batch_size)]
+            epochs.append(_epoch_notes(how.rate(epoch), torch.stack(batches).mean(0), penalty is not None))
+            if epochs[-1]["cross_entropy"] is None or not is_finite(student):
+                return Tuning(tuple(epochs), finite=False)
     optimizer.zero_grad(set_to_none=True)
     return Tuning(tuple(epochs), finite=True)
 

@@ -43,6 +43,7 @@ from fedbd.errors import MethodRefused
 from fedbd.method_fields import checks_fields
 from fedbd.metrics import accuracy
 from fedbd.models.taps import declared, outputs
+from fedbd.seeding import peek
 from fedbd.types import Clues, Notes, Samples, TrustedData
 
 TOGETHER = {"start", "batch_size", "momentum", "nesterov", "weight_decay", "augment"}
@@ -176,10 +177,7 @@ class NAD:
 
 def _derived(rng: torch.Generator) -> torch.Generator:
     """Return a generator that the given one decides, without a draw from it."""
-    ahead = torch.Generator()
-    ahead.set_state(rng.get_state())
-    seed = int(torch.randint(2**62, (), generator=ahead))
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator().manual_seed(peek(rng))
 
 
 def distill(student: nn.Module, teacher: nn.Module, data: Samples, how: NAD, rng: torch.Generator) -> Tuning:

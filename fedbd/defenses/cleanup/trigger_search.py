@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from fedbd.errors import MethodRefused
-from fedbd.training import memory_format_of
+from fedbd.training import learning, memory_format_of
 from fedbd.types import Samples
 
 FIRST_COST = 1e-3
@@ -134,27 +134,28 @@ def search(
     cost, stale, smallest = _Cost(), 0, math.inf
     best: Tensor | None = None
     done = 0
-    while done < passes and not (cost.grew and cost.fell and stale >= STALE):
-        hits, sizes = 0, []
-        for index in torch.split(rows[torch.randperm(len(rows), generator=rng)], batch_size):
-            x, _ = data.batch(index)
-            both = torch.sigmoid(2 * free)
-            mask, pattern = both[0], both[1:]
-            out = network(((1 - mask) * x + mask * pattern).contiguous(memory_format=layout))
-            if not bool(torch.isfinite(out).all()):  # the argmax of NaN is class 0: it would count as reached
-                raise MethodRefused("trigger_recovery: the model's outputs are not finite; the model has diverged")
-            wanted = torch.full((len(index),), label)
-            optimizer.zero_grad(set_to_none=True)
-            (F.cross_entropy(out, wanted) + cost.value * mask.sum()).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            hits += int((out.argmax(1) == label).sum())
-            sizes.append(float(mask.detach().sum()))
-        worked, size = hits / len(rows) >= success, float(np.mean(sizes))
-        stale = 0 if worked and size < smallest else stale + 1
-        if worked and size < smallest:
-            best, smallest = free.detach().clone(), size
-        cost.update(worked)
-        done += 1
+    with learning(rng):
+        while done < passes and not (cost.grew and cost.fell and stale >= STALE):
+            hits, sizes = 0, []
+            for index in torch.split(rows[torch.randperm(len(rows), generator=rng)], batch_size):
+                x, _ = data.batch(index)
+                both = torch.sigmoid(2 * free)
+                mask, pattern = both[0], both[1:]
+                out = network(((1 - mask) * x + mask * pattern).contiguous(memory_format=layout))
+                if not bool(torch.isfinite(out).all()):  # the argmax of NaN is class 0: it would count as reached
+                    raise MethodRefused("trigger_recovery: the model's outputs are not finite; the model has diverged")
+                wanted = torch.full((len(index),), label)
+                optimizer.zero_grad(set_to_none=True)
+                (F.cross_entropy(out, wanted) + cost.value * mask.sum()).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                hits += int((out.argmax(1) == label).sum())
+                sizes.append(float(mask.detach().sum()))
+            worked, size = hits / len(rows) >= success, float(np.mean(sizes))
+            stale = 0 if worked and size < smallest else stale + 1
+            if worked and size < smallest:
+                best, smallest = free.detach().clone(), size
+            cost.update(worked)
+            done += 1
     both = torch.sigmoid(2 * (free.detach() if best is None else best))
     return Search(label, RecoveredTrigger(both[0].clone(), both[1:].clone()), best is not None, done)
 

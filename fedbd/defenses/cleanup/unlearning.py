@@ -21,7 +21,7 @@ import torch.nn.functional as F  # noqa: N812 - the name that every PyTorch user
 from torch import nn
 
 from fedbd.metrics import is_finite, predict
-from fedbd.training import TrainingPlan, crop_flip, memory_format_of, sgd
+from fedbd.training import TrainingPlan, crop_flip, learning, memory_format_of, sgd
 from fedbd.types import Samples
 
 STEP = 10
@@ -109,7 +109,7 @@ def unlearn(model: nn.Module, data: Samples, plan: TrainingPlan, stop: float, rn
         stop: Training ends after the first epoch whose running accuracy (each batch judged in train mode before its
             step) is at most this. Ascent passes chance on its way to 0: values below 1 / classes are reached, too. A
             model that gets less than ``fewest(stop)`` right before the ascent has nothing to unlearn.
-        rng: Draws orders and augmentation.
+        rng: Draws orders and augmentation; decides what Dropout drops.
     """
     start = _accuracy(model, data, plan, rng)
     if start < fewest(stop):
@@ -123,33 +123,42 @@ def unlearn(model: nn.Module, data: Samples, plan: TrainingPlan, stop: float, rn
     if not any(entry.requires_grad for entry in trained.parameters()):
         return Unlearned(trained.eval(), False, (), "all weights are frozen: call model.requires_grad_(True)")
     optimizer = sgd(trained, plan)
-    layout = memory_format_of(trained)
     accuracy: list[float] = []
-    for epoch in range(plan.epochs):
-        for group in optimizer.param_groups:
-            group["lr"] = plan.rate(epoch)
-        right, finite = 0, True
-        for index in torch.split(torch.randperm(len(data), generator=rng), plan.batch_size):
-            x, y = data.batch(index)
-            x = crop_flip(x, rng) if plan.augment == "crop_flip" else x
-            optimizer.zero_grad(set_to_none=True)
-            out = trained(x.contiguous(memory_format=layout))
-            loss = F.cross_entropy(out, y)
-            (-loss).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            right += int((out.argmax(1) == y).sum())
-            finite = finite and bool(torch.isfinite(loss))
-        accuracy.append(right / len(data))
-        # The argmax of NaN is class 0: a diverged model would pass for one that unlearned.
-        if not finite or not is_finite(trained):
-            return Unlearned(trained.eval(), False, tuple(accuracy), "the ascent diverged: lower unlearn_lr")
-        if accuracy[-1] <= stop:
-            return Unlearned(trained.eval(), True, tuple(accuracy))
+    with learning(rng):
+        for epoch in range(plan.epochs):
+            for group in optimizer.param_groups:
+                group["lr"] = plan.rate(epoch)
+            right, finite = _ascend(trained, optimizer, data, plan, rng)
+            accuracy.append(right / len(data))
+            # The argmax of NaN is class 0: a diverged model would pass for one that unlearned.
+            if not finite or not is_finite(trained):
+                return Unlearned(trained.eval(), False, tuple(accuracy), "the ascent diverged: lower unlearn_lr")
+            if accuracy[-1] <= stop:
+                return Unlearned(trained.eval(), True, tuple(accuracy))
     reason = (
         f"accuracy on the trusted set is {accuracy[-1]:.3f} after {plan.epochs} epochs of unlearning, above the "
         f"stop of {stop:g}: raise unlearn_epochs, unlearn_lr or unlearn_stop, or lower batch_size"
     )
     return Unlearned(trained.eval(), False, tuple(accuracy), reason)
+
+
+def _ascend(
+    model: nn.Module, optimizer: torch.optim.SGD, data: Samples, plan: TrainingPlan, rng: torch.Generator
+) -> tuple[int, bool]:
+    """Do one epoch in place; return how many samples were right before their step, and whether losses were finite."""
+    layout = memory_format_of(model)
+    right, finite = 0, True
+    for index in torch.split(torch.randperm(len(data), generator=rng), plan.batch_size):
+        x, y = data.batch(index)
+        x = crop_flip(x, rng) if plan.augment == "crop_flip" else x
+        optimizer.zero_grad(set_to_none=True)
+        out = model(x.contiguous(memory_format=layout))
+        loss = F.cross_entropy(out, y)
+        (-loss).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        right += int((out.argmax(1) == y).sum())
+        finite = finite and bool(torch.isfinite(loss))
+    return right, finite
 
 
 def _accuracy(model: nn.Module, data: Samples, plan: TrainingPlan, rng: torch.Generator) -> float:

@@ -31,6 +31,7 @@ from fedbd.errors import MethodRefused
 from fedbd.method_fields import checks_fields
 from fedbd.metrics import logits
 from fedbd.models.initialize import initialize, materialize
+from fedbd.training import learning
 from fedbd.types import Notes, Samples, TrustedData
 
 METHOD = "frequency"
@@ -278,16 +279,17 @@ class Frequency:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs)
         losses: list[float] = []
         net.train()
-        for _ in range(self.epochs):
-            losses = []
-            for index in torch.split(torch.randperm(len(images), generator=rng), self.batch_size // 2):
-                x, y = _batch(images[index], rng)
-                loss = F.cross_entropy(net(scale.apply(x)), y)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                losses.append(loss.item())
-            schedule.step()
+        with learning(rng):
+            for _ in range(self.epochs):
+                losses = []
+                for index in torch.split(torch.randperm(len(images), generator=rng), self.batch_size // 2):
+                    x, y = _batch(images[index], rng)
+                    loss = F.cross_entropy(net(scale.apply(x)), y)
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
+                    losses.append(loss.item())
+                schedule.step()
         return net.eval(), float(np.mean(losses))
 
 

@@ -14,6 +14,7 @@ do not divide narrow layers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Self
 
 from torch import nn
@@ -29,7 +30,8 @@ def has_batch_norm(model: nn.Module) -> bool:
 
 def batch_norm_entries(model: nn.Module) -> tuple[str, ...]:
     """Return the names of all state entries of a model's BatchNorm2d layers, counters too, in the state's order."""
-    layers = {name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    every = model.named_modules(remove_duplicate=False)  # the state has an entry for each of a layer's names
+    layers = {name for name, module in every if isinstance(module, nn.BatchNorm2d)}
     return tuple(entry for entry in model.state_dict() if entry.rpartition(".")[0] in layers)
 
 
@@ -39,18 +41,27 @@ def groups_of(channels: int) -> int:
     return max(fitting, default=1)
 
 
+def replace_modules(model: nn.Module, others: Mapping[nn.Module, nn.Module]) -> None:
+    """Put other modules in the place of some of a model's, in place, under every name that these have in it."""
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module in others:
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, others[module])
+
+
 def with_group_norm(model: nn.Module) -> nn.Module:
     """Replace every BatchNorm2d of a fresh model by a fresh GroupNorm, in place; return the model.
 
     A layer keeps its name, so that ``bn1.weight`` and ``bn1.bias`` remain and the entries of running statistics go.
     Nothing is drawn: all other weights are those of the model with BatchNorm.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
-    for name, module in layers.items():
-        parent, _, last = name.rpartition(".")
-        norm = nn.GroupNorm(groups_of(module.num_features), module.num_features, module.eps, module.affine)
-        setattr(model.get_submodule(parent), last, norm)
+    layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    replace_modules(model, {layer: _group_norm(layer) for layer in layers})
     return model
+
+
+def _group_norm(layer: nn.BatchNorm2d) -> nn.GroupNorm:
+    return nn.GroupNorm(groups_of(layer.num_features), layer.num_features, layer.eps, layer.affine)
 
 
 class FrozenBatchNorm(nn.BatchNorm2d):

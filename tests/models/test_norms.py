@@ -120,3 +120,17 @@ def test_a_checkpoint_of_the_other_kind_is_told_apart(trained_with: str, tmp_pat
     assert last.expected == f"is of a network {kind}"
     assert "group_norm" in last.remedy
     assert len(caught.value.problems) == 9 + 1  # three running entries in each of three layers
+
+
+def test_a_layer_under_two_names_is_replaced_and_counted_under_both() -> None:
+    class Reused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.BatchNorm2d(4)
+            self.two = self.one
+
+    model = Reused()
+    assert set(batch_norm_entries(model)) == set(model.state_dict())
+    replaced = with_group_norm(model)
+    assert isinstance(replaced.one, nn.GroupNorm)
+    assert replaced.two is replaced.one

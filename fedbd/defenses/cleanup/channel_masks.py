@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from fedbd.defenses.cleanup.own_weights import need_own_weights
 from fedbd.errors import MethodRefused
+from fedbd.models.norms import replace_modules
 from fedbd.training import TrainingPlan, crop_flip, learning, memory_format_of
 from fedbd.types import Samples
 
@@ -138,11 +139,10 @@ def recover_masks(
     """
     network = copy.deepcopy(model)
     layout = memory_format_of(network)
-    masked = {name: _wrapped(module) for name, module in maskable(network, method)[1].items()}
+    found = maskable(network, method)[1]
+    masked = {name: _wrapped(module) for name, module in found.items()}
     network.requires_grad_(False)
-    for name, module in masked.items():
-        parent, _, last = name.rpartition(".")
-        setattr(network.get_submodule(parent), last, module)
+    replace_modules(network, {module: masked[name] for name, module in found.items()})
     network.train()
     masks = [module.mask for module in masked.values()]
     optimizer = torch.optim.SGD(masks, lr=plan.lr, momentum=plan.momentum)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import nn
+from torch import Tensor, nn
 
 from fedbd.defenses.cleanup.channel_masks import (
     MaskedBatchNorm2d,
@@ -271,3 +271,32 @@ def test_recalibrated_statistics_are_those_of_the_data(batch_size: int) -> None:
     assert torch.allclose(model[1].running_var, expected, atol=1e-6)  # type: ignore[arg-type]
     assert not any(module.training for module in model.modules())
     assert model[1].momentum == momentum
+
+
+class Reused(nn.Module):
+    """One BatchNorm2d behind two convolutions, under one name or under two."""
+
+    def __init__(self, second_name: bool) -> None:
+        super().__init__()
+        self.one, self.two, self.norm = nn.Conv2d(1, 3, 3), nn.Conv2d(3, 3, 3), norm()
+        if second_name:
+            self.again = self.norm
+        self.fc = nn.Linear(3 * 4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = torch.relu(self.norm(self.one(x)))
+        out: Tensor = self.fc(torch.relu(getattr(self, "again", self.norm)(self.two(first))).flatten(1))
+        return out
+
+
+def test_a_batchnorm_under_two_names_is_masked_wherever_it_is_used() -> None:
+    plan = TrainingPlan(epochs=3, batch_size=5, lr=0.3)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        twice, once = Reused(True), Reused(False)
+    weights = {name: entry for name, entry in twice.state_dict().items() if not name.startswith("again")}
+    once.load_state_dict(weights)
+    found = [recover_masks(net, samples(), plan, 1.0, generator(), "rnp") for net in (twice, once)]
+    assert list(found[0]) == ["norm"]
+    assert (found[1]["norm"] < 1).any()
+    np.testing.assert_array_equal(found[0]["norm"], found[1]["norm"])

@@ -79,8 +79,14 @@ def learning(rng: torch.Generator) -> Iterator[None]:
 
 
 def sgd(model: nn.Module, plan: TrainingPlan) -> torch.optim.SGD:
-    """Return the plan's optimizer over the model's trainable parameters."""
+    """Return the plan's optimizer over the model's trainable parameters.
+
+    Raises:
+        MethodRefused: If there is none.
+    """
     trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise MethodRefused("the model has no weight to train: all are frozen; call model.requires_grad_(True)")
     return torch.optim.SGD(
         trainable,
         lr=plan.lr,

@@ -17,7 +17,7 @@ REMEDY = "take a model that declares it (cnn, wrn16-1, resnet18), or set the att
 
 
 def declared(model: nn.Module, attribute: str, method: str) -> Any:
-    """Return ``taps``, ``maps``, ``channels`` or ``classifier`` of a model.
+    """Return ``taps``, ``maps``, ``prunable``, ``channels`` or ``classifier`` of a model.
 
     Args:
         model: Any model.
@@ -25,11 +25,21 @@ def declared(model: nn.Module, attribute: str, method: str) -> Any:
         method: Who asks, for the message.
 
     Raises:
-        MethodRefused: If the model does not declare it, or declares it empty.
+        MethodRefused: If the model does not declare it, declares it empty, or names a module that it does not have.
     """
     found = getattr(model, attribute, None)
     if not found:
         raise MethodRefused(f"{method} reads the model's `{attribute}` and the model declares none; {REMEDY}")
+    if attribute == "taps" and isinstance(found, str):
+        raise MethodRefused(
+            f"{method} reads the model's `taps`, which must be a tuple of modules' names and is the string {found!r}; "
+            f"set it to ({found!r},)"
+        )
+    known = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    for name in found if attribute == "taps" else (found,):
+        if name not in known:
+            remedy = f"set {attribute} to what model.named_modules() names"
+            raise MethodRefused(f"{method} reads the model's `{attribute}` and it has no module {name!r}; {remedy}")
     return found
 
 
@@ -37,9 +47,9 @@ def prunable(model: nn.Module, method: str) -> str:
     """Return the module whose maps' channels the model's ``channels`` switch off: ``prunable``, or else ``maps``.
 
     Raises:
-        MethodRefused: If the model declares neither.
+        MethodRefused: If the model declares neither, or a module that it does not have.
     """
-    return str(getattr(model, "prunable", "") or declared(model, "maps", method))
+    return str(declared(model, "prunable" if getattr(model, "prunable", "") else "maps", method))
 
 
 @contextlib.contextmanager

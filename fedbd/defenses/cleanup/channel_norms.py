@@ -135,6 +135,20 @@ def channels_module(model: nn.Module, method: str) -> tuple[str, Switch]:
     )
 
 
+def need_same_layer(model: nn.Module, count: int, method: str) -> None:
+    """Check that the model's ``channels`` are so many as its maps have.
+
+    Raises:
+        MethodRefused: If not.
+    """
+    name, module = channels_module(model, method)
+    if count != len(module.weight):
+        raise MethodRefused(
+            f"{method}: the model's `maps` have {count} channels and its `channels`, {name}, {len(module.weight)}; set "
+            "both to the same layer"
+        )
+
+
 def silence(model: nn.Module, off: Mapping[str, NDArray[np.bool_]]) -> None:
     """Make channels exactly 0, in place: scale and shift of a normalization, else filter (or weights) and bias.
 

@@ -30,10 +30,10 @@ from torch import Tensor, nn
 
 from fedbd.defenses.cleanup.channel_curve import pruning_curve
 from fedbd.defenses.cleanup.channel_masks import both
-from fedbd.defenses.cleanup.channel_norms import channels_module, silence
+from fedbd.defenses.cleanup.channel_norms import channels_module, need_same_layer, silence
 from fedbd.defenses.cleanup.finetune import Augment, FineTune, finished, outcome, tune
 from fedbd.defenses.trusted_data import required
-from fedbd.errors import MethodRefused, refusal
+from fedbd.errors import refusal
 from fedbd.method_fields import checks_fields
 from fedbd.models.taps import prunable, readings
 from fedbd.types import Clues, Notes, Samples, TrustedData
@@ -170,10 +170,5 @@ def mean_activation(model: nn.Module, data: Samples) -> NDArray[np.float64]:
         return out.to(torch.float64).reshape(*out.shape[:2], -1).mean(2)
 
     values = readings(model, prunable(model, METHOD), data, read=per_sample)
-    name, module = channels_module(model, METHOD)
-    if values.shape[1] != module.weight.shape[0]:
-        raise MethodRefused(
-            f"{METHOD}: the model's `maps` have {values.shape[1]} channels and its `channels`, {name}, "
-            f"{module.weight.shape[0]}; set both to the same layer"
-        )
+    need_same_layer(model, values.shape[1], METHOD)
     return values.mean(0).numpy()

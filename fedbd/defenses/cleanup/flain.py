@@ -118,6 +118,11 @@ class FLAIN:
                 f"{METHOD} flips what was trained since the start and was given no model from before; name the "
                 "model that training started from (--reference, in Python Clues(reference=...))"
             )
+        if not isinstance(clues.reference, nn.Module):
+            raise MethodRefused(
+                f"{METHOD}: clues.reference must be a model and is a {type(clues.reference).__name__}; build the model "
+                "anew and fill it with load_state_dict"
+            )
         layer = first_linear(model, trusted.fit)
         need_own_weights(layer, model.get_submodule(layer), METHOD)
         weight = weight_of(model, layer)

@@ -32,6 +32,7 @@ from fedbd.defenses.cleanup.channel_norms import (
     bias_claim,
     channel_norms,
     channels_module,
+    need_same_layer,
     norm_ratios,
     silence,
 )
@@ -124,6 +125,7 @@ class LinfPruning:
         trusted = required(trusted, METHOD, "compares with")
         name, _ = self._channels(model)
         clean = channel_norms(model, trusted.fit, method=METHOD)
+        need_same_layer(model, len(clean["linf"]), METHOD)
         if not all(np.isfinite(norms).all() for norms in clean.values()):
             raise MethodRefused(f"{METHOD}: the model's maps are not finite, so that channels cannot be ranked")
         triggered = self._triggered(model, trusted.fit, clues)

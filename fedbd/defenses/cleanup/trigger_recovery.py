@@ -231,10 +231,10 @@ def class_count(model: nn.Module) -> int | None:
 
     None where it declares none, or one that ends in another layer.
     """
-    name = getattr(model, "classifier", None)
-    if not name:
+    classifier = dict(model.named_modules(remove_duplicate=False)).get(getattr(model, "classifier", None) or "")
+    if classifier is None or classifier is model:
         return None
-    layers = [module for module in model.get_submodule(name).modules() if list(module.parameters(recurse=False))]
+    layers = [module for module in classifier.modules() if list(module.parameters(recurse=False))]
     last = layers[-1] if layers else None
     if isinstance(last, nn.Linear):
         return last.out_features

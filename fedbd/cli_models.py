@@ -133,7 +133,7 @@ def clean(
     from fedbd.repair import judge, repair_all  # noqa: PLC0415
     from fedbd.report.repair_table import render_repairs, write_repairs  # noqa: PLC0415
     from fedbd.subject import Asked  # noqa: PLC0415
-    from fedbd.twins import twin_problems  # noqa: PLC0415
+    from fedbd.twins import equal_problems, twin_problems  # noqa: PLC0415
     from fedbd.types import Clues  # noqa: PLC0415
 
     torch.set_num_threads(1)  # the same bits on any machine
@@ -153,6 +153,9 @@ def clean(
     )
     problems += twin_problems(asked)
     subject, held = admit(asked, methods, trusted, validate_share, seed, problems, chain=chain)
+    problems += equal_problems(subject)
+    if problems:
+        raise UserError(problems, "nothing was repaired:")
     test, classes = subject.dataset.test, subject.dataset.classes
     say_data(console, subject, held)
     rows = []

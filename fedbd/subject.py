@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -29,7 +29,7 @@ from fedbd.registry import near_miss
 from fedbd.roles import attack_window
 from fedbd.scenario import Scenario, load_scenario
 from fedbd.scenario_file import parse_yaml, read_yaml
-from fedbd.schema import Kind, Method, parse
+from fedbd.schema import Kind, Method, parse, to_plain
 from fedbd.seeding import torch_rng
 from fedbd.targets import ALL_TO_ALL, Target, class_problem
 from fedbd.types import Dataset, Partitioner, Trigger
@@ -79,6 +79,7 @@ class Source:
         batch_norm: Of a scenario: what became of BatchNorm layers.
         own: The source is the checkpoint's own folder, so that ``seed`` is known to be the model's.
         attacked: An attack acts in it: it is no twin's.
+        course: What else decided the weights, attacks aside: field -> plain value.
     """
 
     data: DataPlan
@@ -93,6 +94,7 @@ class Source:
     batch_norm: str = "average"
     own: bool = False
     attacked: bool = False
+    course: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +201,7 @@ def _from_file(path: Path) -> Source:
             start=_started_from(run, path),
             batch_norm=run.batch_norm,
             attacked=attack_window(run) is not None,
+            course=_course(run, RUN_COURSE),
         )
     plan = load_central(path)
     return Source(
@@ -209,7 +212,31 @@ def _from_file(path: Path) -> Source:
         seed=plan.seed,
         held_out=plan.held_out,
         attacked=plan.poison is not None and plan.poison.enabled,
+        course=_course(plan, CENTRAL_COURSE),
     )
+
+
+CENTRAL_COURSE = ("training", "defense", "held_out")
+RUN_COURSE = (
+    "rounds",
+    "batch_norm",
+    "partition",
+    "trusted",
+    "training",
+    "cohort",
+    "local_defense",
+    "local_defense_clients",
+    "strategy",
+    "server_rate",
+    "bucket_size",
+    "aggregation",
+)
+"""Fields that an attack-free twin has in common with its model, beside data set, model and seed."""
+
+
+def _course(plan: object, names: tuple[str, ...]) -> dict[str, Any]:
+    plain = to_plain(plan)
+    return {name: plain[name] for name in names}
 
 
 def _started_from(run: Scenario, path: Path) -> Path | None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fedbd.errors import Problem
 from fedbd.schema import to_plain
-from fedbd.subject import Asked, Source, checkpoint_file, home_of, source_of, value_of
+from fedbd.subject import Asked, Source, Subject, checkpoint_file, home_of, source_of, value_of
 
 REMEDY = "fedbd train leaves the twin in NAME/seed-N-twin, fedbd run in runs/twins"
 
@@ -54,7 +56,27 @@ def _differences(asked: Asked, theirs: Source) -> list[str]:
     pairs: dict[str, tuple[Any, Any]] = {
         "data set": (to_plain(mine.data.method), to_plain(theirs.data.method)),
         "model": (model and to_plain(model), theirs.model and to_plain(theirs.model)),
-        "kind of training": (mine.held_out is None, theirs.held_out is None) if own else (None, None),
-        "seed": (mine.seed, theirs.seed) if own else (None, None),
     }
-    return [name for name, (here, there) in pairs.items() if here is not None and here != there]
+    names = [name for name, (here, there) in pairs.items() if here is not None and here != there]
+    if not own:
+        return names
+    if (mine.held_out is None) != (theirs.held_out is None):
+        names.append("kind of training")
+    else:
+        names += [f"'{name}'" for name, here in mine.course.items() if here != theirs.course[name]]
+    return names + ["seed"] * (mine.seed != theirs.seed)
+
+
+def equal_problems(subject: Subject) -> list[Problem]:
+    """Return that the twin has the model's own weights, under whatever name they lie: nothing attack-free is in them.
+
+    Args:
+        subject: The model and, if one is named, its twin.
+    """
+    if subject.twin is None:
+        return []
+    own, others = subject.model.state_dict(), subject.twin.state_dict()
+    if not all(torch.equal(own[name], others[name]) for name in own):
+        return []
+    expected = "must be the attack-free twin of the model"
+    return [Problem(path="--twin", expected=expected, got="the model's own weights", remedy=REMEDY)]

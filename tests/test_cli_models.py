@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,8 @@ from fedbd.models.checkpoint import save_safetensors
 from fedbd.models.cnn import Cnn
 from fedbd.scenario import load_scenario
 from fedbd.scores import roc_auc
-from fedbd.subject import source_of
+from fedbd.subject import Asked, source_of
+from fedbd.twins import twin_problems
 
 ROOT = Path(fedbd.__file__).resolve().parent.parent
 TEXT = """\
@@ -407,6 +409,10 @@ CLEAN_MISTAKES: dict[str, tuple[list[str], str]] = {
         ["other", *RNP, "--twin", "runs/tiny/seed-1-twin"],
         "--twin: must be the attack-free twin of the model, got runs/tiny/seed-1-twin, with another model and seed",
     ),
+    "the twin of another training": (
+        ["longer", *RNP, "--twin", "runs/tiny/seed-1-twin"],
+        "got runs/tiny/seed-1-twin, with another 'training' and 'held_out'; fedbd train",
+    ),
     "a twin that nothing is known of": ([MODEL, *FULL, *RNP, "--twin", "mine2"], "--twin: must hold scenario.yaml (a"),
     "another reference": ([MODEL, *FULL, "-m", "flain", "--reference", "gone"], "--reference gone: must be a file"),
     "a target outside of the classes": (
@@ -486,6 +492,8 @@ def test_a_mistake_about_cleaning(words: list[str], sentence: str, place: Path, 
     (place / "mine2").mkdir(exist_ok=True)
     (place / "other").mkdir(exist_ok=True)
     (place / "other" / "central.yaml").write_text(TEXT.replace("seed: 1", "seed: 2").replace("width: 8", "width: 4"))
+    (place / "longer").mkdir(exist_ok=True)
+    (place / "longer" / "central.yaml").write_text(TEXT.replace("epochs: 5", "epochs: 6").replace("out: 300", "out: 9"))
     (place / "one.yaml").write_text(RUN.replace("size: 60,", "size: 40, labels: [3],"))
     torch.save(Mlp(hidden=()).build((1, 8, 8), 10, torch.Generator()).state_dict(), place / "mlp.pt")
     before = sorted(place.rglob("*"))
@@ -495,6 +503,22 @@ def test_a_mistake_about_cleaning(words: list[str], sentence: str, place: Path, 
     assert "Traceback" not in said.text
     assert said.out == ""
     assert sorted(place.rglob("*")) == before
+
+
+def test_the_models_own_weights_under_another_name_are_no_twin(place: Path, tmp_path: Path, fedbd_: Call) -> None:
+    shutil.copy(MODEL, tmp_path / "clean.safetensors")
+    said = fedbd_("clean", "runs/tiny/seed-1", "-m", "clp", "--twin", tmp_path / "clean.safetensors")
+    assert said.status == 2
+    assert "--twin: must be the attack-free twin of the model, got the model's own weights; fedbd train" in said.err
+    assert said.out == ""
+
+
+def test_a_run_of_other_rounds_is_no_twin(tmp_path: Path) -> None:
+    for name, text in (("a", RUN), ("b", RUN.replace("rounds: 1", "rounds: 2").split("attacks:")[0])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "scenario.yaml").write_text(text)
+    found = twin_problems(Asked(checkpoint=tmp_path / "a", twin=tmp_path / "b"))
+    assert [problem.got for problem in found] == [f"{tmp_path / 'b'}, with another 'rounds'"]
 
 
 def test_all_problems_come_at_once(place: Path, fedbd_: Call) -> None:

@@ -279,11 +279,17 @@ def _cleanups(rounds: Sequence[Line]) -> dict[str, dict[str, Any]]:
             "mode": entries[-1].get("mode"),
             "rounds": len(entries),
             "acted": sum(entry.get("acted") is True for entry in entries),
+            "rolled_back": sum(was_rolled_back(entry) for entry in entries),
             **{key: _numbers(values) for key, values in believed.items()},
             "collapsed_rounds": sum(values.get("collapsed") is True for values in after["after"]),
             "seconds": mean(entry.get("seconds") for entry in entries),
         }
     return found
+
+
+def was_rolled_back(entry: Line) -> bool:
+    """Return whether a cleanup's entry in a round is of a repair that was made and not kept."""
+    return (entry.get("notes") or {}).get("rolled_back") is True
 
 
 def client_detection(rounds: Sequence[Line]) -> dict[str, Any] | None:

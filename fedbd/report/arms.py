@@ -188,7 +188,9 @@ def measures_of(run: RunView) -> dict[str, float | None]:
 def _acted_text(runs: Sequence[RunView], name: str, mode: str) -> str:
     found = [entry for run in runs if (entry := run.summary["cleanup"].get(name)) and entry["mode"] == mode]
     acted, ran = sum(entry["acted"] for entry in found), sum(entry["rounds"] for entry in found)
-    return f"acted {acted} of {ran} times" if acted < ran else ""
+    undone = sum(entry.get("rolled_back", 0) for entry in found)
+    text = f"acted {acted} of {ran} times" if acted < ran else ""
+    return f"{text}\n  ({undone} rolled back)" if undone else text
 
 
 def _cleaned_collapsed(run: RunView, name: str, mode: str) -> bool:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from fedbd.report.console import percent, success_style
 from fedbd.report.run_view import RunView, is_oracle
+from fedbd.summary import was_rolled_back
 
 Row = dict[str, Any]
 CONTROLS = {"none": "not repaired", "twin": "attack-free twin"}
@@ -21,8 +22,8 @@ def cleanup_rows(run: RunView) -> list[Row]:
 
     Names: ``round``, ``method``, ``mode``, ``oracle``, ``acted``, ``clean_accuracy``, ``attack_success``,
     ``attack_success_floor``, ``twin_clean_accuracy`` and ``twin_attack_success`` (the same cleanup on the attack-free
-    twin), ``collapsed``, ``seconds``, ``reason``. Shares are fractions of 1; what was not measured is None. Methods
-    that only find clues are left out.
+    twin), ``collapsed``, ``seconds``, ``reason`` (why it did not act, or was rolled back), ``rolled_back``. Shares are
+    fractions of 1; what was not measured is None. Methods that only find clues are left out.
     """
     oracles = _oracles(run.scenario)
     rows = []
@@ -52,8 +53,16 @@ def _row(round_: int, method: str, entry: Mapping[str, Any], floor: float | None
         "twin_attack_success": twin.get("attack_success"),
         "collapsed": after.get("collapsed"),
         "seconds": entry.get("seconds"),
-        "reason": (entry.get("notes") or {}).get("reason"),
+        "reason": _reason(entry),
+        "rolled_back": was_rolled_back(entry),
     }
+
+
+def _reason(entry: Mapping[str, Any]) -> str | None:
+    notes = entry.get("notes") or {}
+    if not was_rolled_back(entry):
+        return notes.get("reason")
+    return f"{-100 * notes['validation_loss']:+.1f} points on validation"
 
 
 def _oracles(scenario: Mapping[str, Any]) -> set[str]:
@@ -98,7 +107,7 @@ def _cell(row: Row | None) -> Text:
     if row is None:
         return Text("-", "dim")
     if row["acted"] is False:
-        return Text("did not act", "yellow")
+        return Text("rolled back" if row["rolled_back"] else "did not act", "yellow")
     text = Text(percent(row["clean_accuracy"]))
     text.append("!" if row["collapsed"] else "", "bold magenta").append(" / ")
     style = success_style(row["attack_success"], row["attack_success_floor"], row["collapsed"])
@@ -128,8 +137,13 @@ def _relearned(entry: Mapping[str, Any]) -> Text:
 
 def _notes(rows: Sequence[Row]) -> list[str]:
     found = []
-    reasons = {row["method"]: row["reason"] for row in rows if row["acted"] is False and row["reason"]}
+    idle = [row for row in rows if row["acted"] is False and row["reason"]]
+    reasons = {row["method"]: row["reason"] for row in idle if not row["rolled_back"]}
     found += [f"{method} did not act: {reason}" for method, reason in reasons.items()]
+    undone = [row for row in idle if row["rolled_back"]]
+    for method in dict.fromkeys(row["method"] for row in undone):
+        rounds = [f"round {row['round']}: {row['reason']}" for row in undone if row["method"] == method]
+        found.append(f"{method} was rolled back ({'; '.join(rounds)})")
     if any(row["oracle"] for row in rows):
         found.append("† uses knowledge that no defender has (oracle).")
     if any(row["collapsed"] for row in rows):

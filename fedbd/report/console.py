@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fedbd.summary import failed_clients
+from fedbd.summary import failed_clients, was_rolled_back
 
 Record = Mapping[str, Any]
 
@@ -113,7 +113,7 @@ def _cleaned(line: Record, mark: str) -> Text:
         success, collapsed = after.get("attack_success"), after.get("collapsed")
         cell = Text(f"{name}{'*' if entry.get('mode') == 'in_loop' else ''} {percent(after.get('clean_accuracy'))}")
         if entry.get("acted") is False:
-            cells.append(Text(f"{name} did not act", "yellow"))
+            cells.append(Text(f"{name} {'rolled back' if was_rolled_back(entry) else 'did not act'}", "yellow"))
             continue
         if not after:  # it repairs nothing, it found clues
             target = (entry.get("notes") or {}).get("target")

@@ -114,3 +114,14 @@ def test_brackets_in_a_label_and_in_a_reason_are_printed() -> None:
     text = shown(dataclasses.replace(run, rounds=[last]))
     assert text.count("rnp [a]") == 3  # the table, re-learning, the note
     assert "layer [fc] has no channel" in text
+
+
+def test_a_repair_that_was_rolled_back_is_told_from_one_that_did_not_act() -> None:
+    undone = {"acted": False, "notes": {"acted": True, "rolled_back": True, "validation_loss": 0.146}}
+    line = {**view().rounds[-1], "cleanup": {"rnp": {**entry(0.9, 0.8), **undone}}}
+    run = dataclasses.replace(view(), rounds=[line])
+    text = shown(run)
+    assert next(row for row in text.splitlines() if row.startswith("rnp")).rstrip().endswith("rolled back")
+    assert "rnp was rolled back (round 4: -14.6 points on validation)" in text
+    assert "did not act" not in text
+    assert cleanup_rows(run)[1]["reason"] == "-14.6 points on validation"

@@ -6,6 +6,7 @@ import difflib
 import pickle
 import re
 import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from fedbd.whole_files import whole_file
 FOREIGN = re.compile(r"Unsupported global: GLOBAL (\S+)")
 """How PyTorch names what ``weights_only`` does not open."""
 
+WRAPPERS = ("module.", "_orig_mod.")
+"""How all names of a state dict begin that was taken of ``nn.DataParallel`` or of what ``torch.compile`` returned."""
+
 PYTORCH = (b"PK", b"\x80")
 """How PyTorch's files begin: an archive since 1.6, a pickle (of which only tensors are opened) before."""
 
@@ -33,11 +37,13 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
         model: Keeps its memory format, device and types. Where it holds another library's network under ``prefix``
             (``torchvision``), that library's own names will do, too.
         path: A safetensors file, or a PyTorch file with a state dict or a dict that holds one under ``state_dict``.
+            What wrapped the network when it was saved (``WRAPPERS``) is taken off its names.
 
     Raises:
         CheckpointError: With every entry that is missing, unexpected, of another shape or kind, or not finite.
     """
     entries = _read(Path(path))
+    entries = _unwrapped(model.state_dict(), entries)
     prefix = getattr(model, "prefix", "")
     if prefix and not any(name.startswith(prefix) for name in entries):
         entries = {f"{prefix}{name}": entry for name, entry in entries.items()}
@@ -46,6 +52,19 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
         problems += _other_norms(model.state_dict(), entries, str(path))
         raise CheckpointError(problems, f"the checkpoint does not fit {type(model).__name__}:")
     model.load_state_dict(entries, strict=True)
+
+
+def _unwrapped(own: Mapping[str, Tensor], entries: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a checkpoint's entries under the names of the network itself, whatever wrapped it.
+
+    Nothing is lost by that: names and shapes must fit afterwards, every one.
+    """
+    for _ in range(len(WRAPPERS)):
+        for wrapper in WRAPPERS:
+            wrapped = bool(entries) and all(name.startswith(wrapper) for name in entries)
+            if wrapped and not any(name.startswith(wrapper) for name in own):
+                entries = {name.removeprefix(wrapper): entry for name, entry in entries.items()}
+    return entries
 
 
 def save_safetensors(model: nn.Module, path: Path) -> None:
@@ -97,7 +116,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise CheckpointError([Problem(path=where, expected=expected, got=str(error))]) from None
     if _is_safetensors(start, path.stat().st_size):
         try:
-            return dict(safetensors.torch.load_file(path))
+            return _some(dict(safetensors.torch.load_file(path)), where)
         except SafetensorError:
             raise CheckpointError([_other_form(where, "a damaged or other file")]) from None
     if not start.startswith(PYTORCH):
@@ -106,13 +125,22 @@ def _read(path: Path) -> dict[str, Tensor]:
     state = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(state, Mapping) or not all(isinstance(entry, Tensor) for entry in state.values()):
         raise CheckpointError([_other_form(where, _describe(state), "save model.state_dict()")])
-    return {str(name): entry for name, entry in state.items()}
+    return _some({str(name): entry for name, entry in state.items()}, where)
+
+
+def _some(entries: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Return the entries; one sentence says that there are none, not one for each that the model has."""
+    if not entries:
+        raise CheckpointError([_other_form(where, "one without a single entry", "save model.state_dict()")])
+    return entries
 
 
 def _load_pytorch(path: Path) -> Any:
     """Return what ``torch.save`` wrote, if it is tensors and plain containers."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # what is wrong with a file is said below, once and in fedbd's words
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         remedy = "save its state_dict alone, with safetensors or torch.save"
         named = FOREIGN.search(str(error))
@@ -159,6 +187,9 @@ def _mismatches(own: Mapping[str, Tensor], entries: Mapping[str, Tensor], where:
         elif entry.is_floating_point() != own[name].is_floating_point():
             expected, got = f"must be {_name(own[name].dtype)}", _name(entry.dtype)
             problems.append(Problem(path=at, expected=expected, got=got))
+        elif entry.layout != torch.strided:
+            got, remedy = _name(entry.layout), "save entry.to_dense()"
+            problems.append(Problem(path=at, expected="must be a dense tensor", got=got, remedy=remedy))
         elif entry.is_floating_point() and not torch.isfinite(entry).all():
             problems.append(Problem(path=at, expected="must be finite", got="NaN or infinity"))
     return problems
@@ -178,5 +209,5 @@ def _other_norms(own: Mapping[str, Tensor], entries: Mapping[str, Tensor], where
     return [Problem(path=where, expected=expected, remedy=remedy)]
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _name(kind: torch.dtype | torch.layout) -> str:
+    return str(kind).removeprefix("torch.")

@@ -48,6 +48,21 @@ def test_every_form_comes_back(form, tmp_path):
     assert memory_format_of(target) is torch.channels_last
 
 
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."])
+def test_what_wrapped_a_network_is_taken_off_its_names(wrapper, tmp_path):
+    source, target = mlp(1), mlp(2)
+    torch.save({wrapper + name: entry for name, entry in source.state_dict().items()}, tmp_path / "model.pt")
+    load_checkpoint(target, tmp_path / "model.pt")
+    assert same(source, target)
+
+
+def test_a_network_whose_own_names_begin_so_keeps_them(tmp_path):
+    source, target = nn.DataParallel(mlp(1)), nn.DataParallel(mlp(2))
+    save_safetensors(source, tmp_path / "model")
+    load_checkpoint(target, tmp_path / "model")
+    assert same(source, target)
+
+
 def test_saving_changes_neither_the_model_nor_a_second_time_the_bytes(tmp_path):
     model = wrn()
     save_safetensors(model, tmp_path / "a")
@@ -142,6 +157,26 @@ CASES = {
         "  model.pt:hidden.0.weight: is not an entry of the model; did you mean 'hidden.0.0.weight'?\n"
         "  model.pt:extra: is not an entry of the model",
     ),
+    "no entry": (
+        lambda path: torch.save({}, path),
+        f"model.pt: {FORM}, got one without a single entry; save model.state_dict()",
+    ),
+    "no entry in safetensors": (
+        lambda path: safetensors.torch.save_file({}, path),
+        f"model.pt: {FORM}, got one without a single entry; save model.state_dict()",
+    ),
+    "sparse": (
+        changed(fc__weight=torch.eye(2, 3).to_sparse()),
+        HEAD + "  model.pt:fc.weight: must be a dense tensor, got sparse_coo; save entry.to_dense()",
+    ),
+    "compressed": (
+        changed(fc__weight=torch.eye(2, 3).to_sparse_csr()),
+        HEAD + "  model.pt:fc.weight: must be a dense tensor, got sparse_csr; save entry.to_dense()",
+    ),
+    "TorchScript": (
+        lambda path: torch.jit.script(nn.Linear(2, 2)).save(str(path)),
+        f"model.pt: {FORM}, got a damaged or other file",
+    ),
     "integers": (
         changed(fc__bias=torch.zeros(2, dtype=torch.int64)),
         HEAD + "  model.pt:fc.bias: must be float32, got int64",
@@ -165,9 +200,10 @@ def test_the_message_is_exact_and_the_model_untouched(case, tmp_path, monkeypatc
     assert same(model, mlp(5))
 
 
-def test_a_model_trained_on_several_gpus_is_told_by_its_prefix(tmp_path, monkeypatch):
+def test_a_prefix_that_not_all_names_have_stays(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save({f"module.{name}": entry for name, entry in mlp().state_dict().items()}, "model.pt")
+    state = {f"module.{name}": entry for name, entry in mlp().state_dict().items()}
+    torch.save({**state, "extra": torch.zeros(1)}, "model.pt")
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(mlp(), Path("model.pt"))
     assert "  model.pt:module.fc.bias: is not an entry of the model; did you mean 'fc.bias'?" in str(caught.value)

@@ -454,7 +454,7 @@ COMBINATIONS = [
     ),
     load(
         "checkpoints of what Flower's runtime keeps to itself",
-        GOOD + "local_defense: abl\nengine: ray\ncheckpoint: {every: 2}\n",
+        GOOD + "local_defense: {name: abl, isolate_after: 2}\nengine: ray\ncheckpoint: {every: 2}\n",
         "checkpoint: must be null with a local defense on engine ray: what clients remember lies in Flower's runtime, "
         "out of a checkpoint's reach; leave it out, or set engine: local",
     ),
@@ -602,6 +602,23 @@ COMBINATIONS = [
         "detection[0].rounds: must be rounds of the run (1 to 3), got 9",
     ),
     load(
+        "two timetables at once",
+        GOOD + "trusted: {size: 50}\ncleanup: [{name: rnp, every: 2, rounds: [1]}]\n"
+        "detection: [{name: strip, every: 3, rounds: [2]}]\n",
+        "cleanup[0].every: must be left out where rounds names the rounds: these alone count, got 2",
+        "detection[0].every: must be left out where rounds names the rounds: these alone count, got 3",
+    ),
+    load(
+        "a copy to roll back",
+        GOOD + "trusted: {size: 50}\ncleanup: [{name: rnp, rollback: 0.02}]\n",
+        "cleanup[0].rollback: must be 0.1 unless mode is in_loop: the federation goes on without the copy, got 0.02",
+    ),
+    load(
+        "an isolation after the last round",
+        GOOD + "local_defense: abl\n",
+        "local_defense.isolate_after: must be <= rounds (3), or no client ever isolates, got 5",
+    ),
+    load(
         "a grid too fine for the encryption",
         GOOD + "secure_sum: {name: ckks, grid_bits: 32}\n",
         "secure_sum.grid_bits: half a grid step (1.16e-10) must exceed the noise of 10 clients (2.63e-09); use at most "
@@ -632,7 +649,8 @@ COMBINATIONS = [
     ),
     load(
         "FedProx where every client has its own objective",
-        GOOD + "strategy: {name: fedprox, arguments: {proximal_mu: 0.1}}\nlocal_defense: abl\n",
+        GOOD + "strategy: {name: fedprox, arguments: {proximal_mu: 0.1}}\n"
+        "local_defense: {name: abl, isolate_after: 2}\n",
         f"strategy.arguments.proximal_mu: {NOBODY}",
     ),
     load(
@@ -640,7 +658,7 @@ COMBINATIONS = [
         GOOD
         + "strategy: {name: fedprox, arguments: {proximal_mu: 0.1}}\npartition: {name: iid, clients: 3}\n"
         + ATTACK.replace("count: 2", "ids: [0, 1]")
-        + "local_defense: abl\nlocal_defense_clients: {ids: [2]}\n",
+        + "local_defense: {name: abl, isolate_after: 2}\nlocal_defense_clients: {ids: [2]}\n",
         f"strategy.arguments.proximal_mu: {NOBODY}",
     ),
     load(
@@ -766,17 +784,17 @@ COMBINATIONS = [
     ),
     load(
         "defended clients that do not exist",
-        GOOD + "local_defense: abl\nlocal_defense_clients: {ids: [1, 10]}\n",
+        GOOD + "local_defense: {name: abl, isolate_after: 2}\nlocal_defense_clients: {ids: [1, 10]}\n",
         "local_defense_clients: must be a choice among partition.clients (10)",
     ),
     load(
         "defended clients, chosen twice",
-        GOOD + "local_defense: abl\nlocal_defense_clients: {ids: [1], count: 1}\n",
+        GOOD + "local_defense: {name: abl, isolate_after: 2}\nlocal_defense_clients: {ids: [1], count: 1}\n",
         "local_defense_clients: must hold exactly one of share, count and ids, got count and ids",
     ),
     load(
         "re-learning nothing from nobody",
-        GOOD + "local_defense: abl\nevaluation: {relearn: [1]}\n",
+        GOOD + "local_defense: {name: abl, isolate_after: 2}\nevaluation: {relearn: [1]}\n",
         "evaluation.relearn: must be null where there are no attacks to re-learn from",
         "evaluation.relearn: must be null with a local defense: its clients' memory belongs to the run, not to a "
         "repaired model",

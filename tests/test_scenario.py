@@ -181,6 +181,7 @@ def test_under_encryption_the_server_sees_one_sum_unless_told_otherwise(
 def test_a_name_alone_stands_for_a_mapping_with_that_name() -> None:
     short = {
         **MINIMAL,
+        "rounds": 5,
         "data": "digits",
         "partition": "iid",
         "model": "cnn",
@@ -462,8 +463,9 @@ def test_checkpoints_never_reach_a_client_or_a_fingerprint() -> None:
 
 
 def test_there_are_none_by_default_where_they_do_not_reach_clients_memory() -> None:
+    long = {**MINIMAL, "rounds": 5}
     found = {
-        (engine, defense is not None): from_dict({**MINIMAL, "engine": engine, "local_defense": defense}).checkpoint
+        (engine, defense is not None): from_dict({**long, "engine": engine, "local_defense": defense}).checkpoint
         for engine in ("local", "ray", "deployment")
         for defense in (None, "abl")
     }

@@ -100,10 +100,22 @@ def pollution_lasts(s: Scenario) -> Iterator[Problem]:
             )
 
 
+def isolation_comes(s: Scenario) -> Iterator[Problem]:
+    """A local defense that isolates after some participations does so within the run: in each round a client has one.
+
+    Where fewer clients than all are drawn for a round, how many a client comes to is the draw's.
+    """
+    after = None if s.local_defense is None else getattr(s.local_defense.impl, "isolate_after", None)
+    if after is not None and after > s.rounds:
+        expected = f"must be <= rounds ({s.rounds}), or no client ever isolates"
+        yield Problem(path="local_defense.isolate_after", expected=expected, got=str(after))
+
+
 CHECKS = (
     clients_listed,
     attackers_fit,
     attacks_act,
     targets_fit,
     pollution_lasts,
+    isolation_comes,
 )

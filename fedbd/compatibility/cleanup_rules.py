@@ -36,12 +36,20 @@ def guards_run(s: Scenario) -> Iterator[Problem]:
             yield Problem(path=f"{path}.every", expected=expected, got=str(plan.every))
 
 
+def one_timetable(s: Scenario) -> Iterator[Problem]:
+    """Cleanups and detectors run every so many rounds, or in the rounds that are named; not both."""
+    for path, plan in s.guards:
+        if plan.rounds is not None and plan.every != 1:
+            expected = "must be left out where rounds names the rounds: these alone count"
+            yield Problem(path=f"{path}.every", expected=expected, got=str(plan.every))
+
+
 def repairs_act(s: Scenario) -> Iterator[Problem]:
     """Fields of a cleanup that would do nothing are refused."""
     for i, plan in enumerate(s.cleanup):
         path = f"cleanup[{i}]"
         if plan.mode == "if_stopped_now":
-            for field, default in (("mask", "release"), ("server_optimizer_state", "keep")):
+            for field, default in (("rollback", 0.1), ("mask", "release"), ("server_optimizer_state", "keep")):
                 if getattr(plan, field) != default:
                     expected = f"must be {default} unless mode is in_loop: the federation goes on without the copy"
                     yield Problem(path=f"{path}.{field}", expected=expected, got=repr(getattr(plan, field)))
@@ -120,6 +128,7 @@ def relearning_can_run(s: Scenario) -> Iterator[Problem]:
 
 CHECKS = (
     guards_run,
+    one_timetable,
     repairs_act,
     clues_come_first,
     trusted_there,

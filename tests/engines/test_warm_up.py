@@ -19,6 +19,7 @@ from fedbd.runs import plan, run
 from fedbd.scenario import Scenario, fingerprint, from_dict, twin_of, warm_up_of
 from fedbd.subject import source_of
 
+ABL = {"name": "abl", "isolate_after": 2}
 RAW: dict[str, Any] = {
     "name": "warm",
     "seed": 3,
@@ -128,7 +129,7 @@ def test_it_depends_on_what_it_computes_and_on_nothing_else() -> None:
     assert base is not None
     same = [
         scenario(name="other", rounds=9, aggregation="mean", cleanup=[], attacks=[], cohort={"size": 3}),
-        scenario(local_defense="abl", secure_sum={"name": "ckks"}, aggregation="mean", detection=["strip"]),
+        scenario(local_defense=ABL, secure_sum={"name": "ckks"}, aggregation="mean", detection=["strip"]),
         twin_of(scenario()),
     ]
     other = [

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,9 @@ def test_a_stop_that_is_never_reached_is_reported(backdoored: Any) -> None:
     found = unlearn(backdoored.model, backdoored.trusted.fit, plan, 0.2, generator())
     assert not found.reached
     assert len(found.accuracy) == 2
-    assert "unlearn_epochs" in found.reason
+    assert found.reason.endswith(": raise unlearn_lr, lower batch_size, raise unlearn_epochs or raise unlearn_stop")
+    long = unlearn(backdoored.model, backdoored.trusted.fit, replace(plan, epochs=20, lr=1e-6), 0.2, generator())
+    assert long.reason.endswith(": raise unlearn_lr, lower batch_size or raise unlearn_stop")  # no more epochs
     assert found.as_notes() == {"reached": False, "epochs": 2, "accuracy": list(found.accuracy)}
 
 

@@ -42,10 +42,26 @@ def required(trusted: TrustedData | None, method: str, why: str, *, several: boo
     Raises:
         MethodRefused: If there are none, none in one of the two parts, or one class where several are needed.
     """
-    if trusted is None or min(len(trusted.fit), len(trusted.validate)) == 0:
-        raise MethodRefused(f"{method} {why} trusted data and there are none; add trusted: {{size: 500}}")
-    if several and not several_classes(trusted.fit):
-        raise MethodRefused(
-            f"{method} {why} trusted data and all of them are of one class; set trusted.labels to null or more classes"
-        )
+    held = there(trusted, method, why)
+    if several and not several_classes(held.fit):
+        raise MethodRefused(f"{method} {why} trusted data and all of them are of one class; {SEVERAL}")
+    return held
+
+
+SOME = "hand it TrustedData with images in both parts (in a scenario: trusted: {size: 500})"
+SEVERAL = "hand it images of several classes (in a scenario: leave trusted.labels out, or name more classes there)"
+"""What to do, for a reader of Python and for one of a scenario."""
+
+
+def there(trusted: TrustedData | None, method: str, why: str) -> TrustedData:
+    """Return the trusted data, with images in both parts; of what classes, the method asks itself.
+
+    Raises:
+        MethodRefused: If there are none, or none in one of the two parts.
+    """
+    if trusted is None or len(trusted.fit) + len(trusted.validate) == 0:
+        raise MethodRefused(f"{method} {why} trusted data and there are none; {SOME}")
+    for part, samples in (("fit", trusted.fit), ("validate", trusted.validate)):
+        if len(samples) == 0:
+            raise MethodRefused(f"{method} {why} trusted data and their part to {part} on is empty; {SOME}")
     return trusted

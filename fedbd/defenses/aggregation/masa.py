@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedbd.defenses.aggregation.rows import rows_of, to_vector, weighted_sum
-from fedbd.defenses.trusted_data import several_classes
+from fedbd.defenses.trusted_data import SEVERAL, SOME, several_classes
 from fedbd.errors import MethodRefused
 from fedbd.method_fields import checks_fields
 from fedbd.params import flatten
@@ -121,12 +121,9 @@ class MASA:
         """
         rows = rows_of(cohort, "masa")
         if cohort.trusted is None or len(cohort.trusted.fit) == 0:
-            raise MethodRefused("masa unlearns trusted data and there are none; add trusted: {size: 500}")
+            raise MethodRefused(f"masa unlearns trusted data and there are none; {SOME}")
         if not several_classes(cohort.trusted.fit):
-            raise MethodRefused(
-                "masa unlearns trusted data and all of them are of one class; set trusted.labels to null or more "
-                "classes"
-            )
+            raise MethodRefused(f"masa unlearns trusted data and all of them are of one class; {SEVERAL}")
         if cohort.build is None:
             raise MethodRefused("masa trains every client's model and there is no model at hand; give the cohort build")
         losses, images = self._losses(rows, cohort, cohort.trusted.fit, cohort.build, rng)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fedbd.defenses.trusted_data import there
 from fedbd.errors import MethodRefused
 from fedbd.metrics import logits
 from fedbd.models.taps import declared
@@ -17,8 +18,6 @@ from fedbd.types import Samples, TrustedData
 Read = Callable[[Tensor], Tensor]
 Pool = Literal["flat", "average"]
 """How a map becomes a vector: all its values, or each channel's mean."""
-
-REMEDY = "add trusted: {size: 500}"
 
 
 @dataclass(frozen=True)
@@ -157,12 +156,11 @@ def trusted_parts(trusted: TrustedData | None, method: str, fewest: int = 1) -> 
     Raises:
         MethodRefused: If there are none, or too few.
     """
-    if trusted is None or min(len(trusted.fit), len(trusted.validate)) == 0:
-        raise MethodRefused(f"{method} compares with trusted data and there are none; {REMEDY}")
-    if len(trusted.fit) < fewest:
-        held = len(trusted.fit)
-        raise MethodRefused(f"{method} needs {fewest} trusted images to fit and there are {held}; raise trusted.size")
-    return trusted
+    held = there(trusted, method, "compares with")
+    if len(held.fit) < fewest:
+        remedy = "hand it more (in a scenario: raise trusted.size)"
+        raise MethodRefused(f"{method} needs {fewest} trusted images to fit and there are {len(held.fit)}; {remedy}")
+    return held
 
 
 def need_classes(samples: Samples, method: str) -> None:

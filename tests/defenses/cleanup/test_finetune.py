@@ -155,8 +155,12 @@ def test_a_penalty_of_weight_zero_is_noted_and_changes_no_bit(backdoored: Any) -
 def test_refusals(backdoored: Any) -> None:
     fit, validate = backdoored.trusted.fit, backdoored.trusted.validate
     empty = fit.subset(torch.arange(0))
-    for trusted in (None, TrustedData(empty, validate, 10), TrustedData(fit, empty, 10)):
-        with pytest.raises(MethodRefused, match="there are none; add trusted"):
+    for trusted, what in (
+        (None, "there are none"),
+        (TrustedData(empty, validate, 10), "their part to fit on is empty"),
+        (TrustedData(fit, empty, 10), "their part to validate on is empty"),
+    ):
+        with pytest.raises(MethodRefused, match=rf"{what}; hand it TrustedData .*trusted: {{size: 500}}"):
             SMALL.clean(backdoored.model, trusted, Clues(), generator())
     single = fit.subset(torch.nonzero(fit.labels == 2)[:, 0])
     with pytest.raises(MethodRefused, match=r"one class.*trusted\.labels"):

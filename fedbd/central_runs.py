@@ -41,21 +41,30 @@ class Training:
 
     def lines(self) -> list[Notes]:
         """Return the lines of the epochs that are done."""
-        log = self.folder / LOG
-        if not log.exists():
-            return []
-        whole = [line for line in log.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        try:
-            return [json.loads(line) for line in whole]
-        except ValueError as error:
-            remedy = "the file was changed or damaged; remove the folder, or pass --overwrite"
-            problem = Problem(path=str(log), expected="must hold one JSON object a line", got=str(error), remedy=remedy)
-            raise DataError([problem]) from None
+        return read_epochs(self.folder)
 
     @property
     def checkpoint(self) -> Path:
         """The trained model."""
         return self.folder / MODEL
+
+
+def read_epochs(folder: Path) -> list[Notes]:
+    """Return the lines of a training's epochs that are done; none where there is no log.
+
+    Raises:
+        DataError: If the log is damaged.
+    """
+    log = folder / LOG
+    if not log.exists():
+        return []
+    whole = [line for line in log.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    try:
+        return [json.loads(line) for line in whole]
+    except ValueError as error:
+        remedy = "the file was changed or damaged; remove the folder, or pass --overwrite"
+        problem = Problem(path=str(log), expected="must hold one JSON object a line", got=str(error), remedy=remedy)
+        raise DataError([problem]) from None
 
 
 def trainings(plan: CentralPlan, seeds: int, out: Path, *, twin: bool) -> list[Training]:

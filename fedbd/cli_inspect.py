@@ -57,6 +57,8 @@ def inspect(
     subjects = [subject for subject in (first, *others) if subject is not None]
     if problems or first is None:
         raise UserError(problems, "nothing was inspected:")
+    if checkpoint.is_dir():
+        _render_stages(console, checkpoint)
     for file, subject in zip(files, subjects, strict=True):
         if rounds:
             console.print(f"{file.stem}:", style="bold", markup=False, highlight=False)
@@ -79,6 +81,15 @@ def _kept(checkpoint: Path, problems: list[Problem]) -> list[Path]:
             )
         )
     return [found[number] for number in sorted(found)] or [checkpoint]
+
+
+def _render_stages(console: Console, folder: Path) -> None:
+    """Print the stages of a training, and what was isolated, where a defense trained."""
+    from fedbd.central_runs import read_epochs  # noqa: PLC0415
+    from fedbd.report.training_stages import stage_lines  # noqa: PLC0415
+
+    for line in stage_lines(read_epochs(folder)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _inspect(console: Console, subject: Subject, folder: Path, prefix: str, images: int, channels: int) -> None:

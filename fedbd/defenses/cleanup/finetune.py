@@ -58,7 +58,9 @@ class FineTune:
         start: ``model``: the model itself. ``unlearned`` or ``recovered``: what an earlier cleanup (``rnp``) found.
         epochs: Passes over the trusted set's fit part.
         batch_size: Images per step.
-        lr: Learning rate of SGD.
+        lr: Learning rate of SGD. 0.1 is for a few thousand images and more steps than a small set gives: on digits (a
+            ``cnn`` of width 8, 98.9 % accuracy, 50 images to fit) the defaults leave 78.4 %, with ``augment: none``
+            98.7 %.
         lr_drop_epoch: Epochs at ``lr``; the others are at ``lr * lr_gamma``. Null: a constant rate.
         lr_gamma: See ``lr_drop_epoch``.
         momentum: Momentum of SGD.

@@ -69,7 +69,9 @@ class NAD:
         teacher_lr_gamma: Factor of the rate of its other epochs.
         epochs: Epochs of the student.
         batch_size: Of both, as are the fields below it that do not begin with ``lr``.
-        lr: Learning rate of the student.
+        lr: Learning rate of the student. 0.1 is for a few thousand images: on digits (a ``cnn`` of width 8, 98.9 %
+            accuracy, 50 images to fit) the defaults leave 9.8 %, with ``augment: none`` 35.4 %, and with 0.01 here and
+            as ``teacher_lr``, too, 98.4 %.
         lr_drop_epoch: Its epochs at ``lr``; the others are at ``lr * lr_gamma``. Null: a constant rate.
         lr_gamma: See ``lr_drop_epoch``.
         momentum: Momentum of SGD.

@@ -101,12 +101,20 @@ Target = Annotated[
 ]
 
 
+PIPED = 160
+"""Columns of what no terminal shows: at rich's 80 tables break names inside words."""
+
+
 def terminal() -> Console:
-    """Return the console of standard output; it redraws only where that is a terminal, whatever FORCE_COLOR says."""
+    """Return the console of standard output; it redraws only where that is a terminal, whatever FORCE_COLOR says.
+
+    Where it is none, lines have ``PIPED`` columns, or as many as COLUMNS says.
+    """
     from rich.console import Console  # noqa: PLC0415
 
     able = sys.stdout.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
-    return Console(force_interactive=able)
+    wide = not sys.stdout.isatty() and not os.environ.get("COLUMNS", "").isdigit()
+    return Console(force_interactive=able, width=PIPED if wide else None)
 
 
 def say(text: str, **style: Any) -> None:

@@ -355,6 +355,18 @@ def test_nothing_is_colored_or_redrawn_without_a_terminal(tmp_path: Path) -> Non
     assert re.search(r"^small seed 1  round 1/2  CA ", forced.out, re.MULTILINE)
 
 
+@pytest.mark.parametrize(("columns", "width"), [(None, 160), ("70", 70)])
+def test_tables_have_room_in_a_pipe(
+    columns: str | None, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fedbd.cli_arguments import terminal
+
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert terminal().width == width
+
+
 def on_a_terminal(*words: str, folder: Path, **environment: str) -> str:
     """Return what a command shows on a terminal of its own."""
     master, slave = pty.openpty()

@@ -173,7 +173,7 @@ def test_where_it_diverges_it_says_so_and_changes_nothing(backdoored: Any) -> No
 
 
 def test_refusals(backdoored: Any) -> None:
-    with pytest.raises(MethodRefused, match="add trusted"):
+    with pytest.raises(MethodRefused, match="hand it TrustedData"):
         SMALL.clean(backdoored.model, None, Clues(), generator())
     assert SMALL.refusal(backdoored.model) is None
     softmax = Mlp(hidden=()).build((1, 8, 8), 10, generator())

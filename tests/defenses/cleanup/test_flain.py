@@ -195,8 +195,8 @@ def test_refusals(model: nn.Module, start: nn.Module, trusted: TrustedData) -> N
     other = Mlp(hidden=(7,)).build((1, 8, 8), CLASSES, generator())
     empty = replace(trusted, validate=trusted.validate.subset(torch.arange(0)))
     cases: list[tuple[nn.Module, TrustedData | None, Clues, str]] = [
-        (model, None, clues, "add trusted"),
-        (model, empty, clues, "add trusted"),
+        (model, None, clues, "hand it TrustedData"),
+        (model, empty, clues, "hand it TrustedData"),
         (model, trusted, Clues(), "Clues\\(reference"),
         (model, trusted, Clues(reference=other), "no Linear hidden.0.0 like"),
         (model, trusted, Clues(reference=nn.Sequential()), "no Linear hidden.0.0 like"),

@@ -231,7 +231,7 @@ def test_where_a_training_diverges_it_says_so_and_changes_nothing(backdoored: An
 
 
 def test_refusals(backdoored: Any) -> None:
-    with pytest.raises(MethodRefused, match="add trusted"):
+    with pytest.raises(MethodRefused, match="hand it TrustedData"):
         SMALL.clean(backdoored.model, None, Clues(), generator())
     assert SMALL.refusal(backdoored.model) is None
     flat = Mlp(hidden=(6, 6, 6)).build((1, 8, 8), 10, generator())

@@ -81,5 +81,5 @@ def test_where_the_unlearning_fails_it_says_so_and_hands_nothing_on(backdoored: 
 
 
 def test_refuses_without_trusted_data(backdoored: Any) -> None:
-    with pytest.raises(MethodRefused, match=r"rnp_label.*add trusted"):
+    with pytest.raises(MethodRefused, match=r"rnp_label.*hand it TrustedData"):
         RnpLabel().clean(backdoored.model, None, Clues(), generator())

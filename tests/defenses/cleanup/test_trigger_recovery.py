@@ -142,7 +142,7 @@ def test_refusals(trusted: TrustedData) -> None:
     assert outside.refusal(nn.Linear(2, 2)) is None  # it declares no classifier: known when it runs
     with pytest.raises(MethodRefused, match="0 to 5"):
         outside.clean(model, trusted, Clues(), generator())
-    with pytest.raises(MethodRefused, match="add trusted"):
+    with pytest.raises(MethodRefused, match="hand it TrustedData"):
         TriggerRecovery().clean(model, None, Clues(), generator())
     assert TriggerRecovery(labels="all", target=1).problems()[0][0] == "target"
     assert TriggerRecovery(labels="all").problems() == TriggerRecovery(target=1).problems() == []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -198,6 +199,16 @@ def test_the_message_is_exact_and_the_model_untouched(case, tmp_path, monkeypatc
         load_checkpoint(model, Path("model.pt"))
     assert str(caught.value) == expected
     assert same(model, mlp(5))
+
+
+def test_torch_says_nothing_of_its_own_about_a_file(tmp_path, recwarn):
+    torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "script.pt"))
+    torch.save(mlp().state_dict(), tmp_path / "four.pt", pickle_protocol=4, _use_new_zipfile_serialization=False)
+    recwarn.clear()
+    for name in ("script.pt", "four.pt"):
+        with contextlib.suppress(CheckpointError):
+            load_checkpoint(mlp(), tmp_path / name)
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 def test_a_prefix_that_not_all_names_have_stays(tmp_path, monkeypatch):

@@ -390,3 +390,9 @@ def test_arms_measured_at_other_rounds_or_on_other_images_say_so_and_are_no_pair
     arms = compare([placed(r, **other) if r.arm == "b" else r for r in runs])
     assert arms[1].unpaired == "their measured rounds and test images differ"
     assert "b was measured every 5 rounds on 500 test images." in notes(arms)
+
+
+def test_repairs_that_were_rolled_back_are_counted_apart():
+    entry = {**cleanup("in_loop", 0.9)["rnp"], "acted": False, "notes": {"acted": True, "rolled_back": True}}
+    arm = compare([run("a", 1, 0.9, cleanup={"rnp": entry})])[0]
+    assert arm.cleaned_acted["rnp", "in_loop"].split("\n")[1].strip().endswith("rolled back)")

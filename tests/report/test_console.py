@@ -154,9 +154,10 @@ def test_what_a_method_found_is_shown_in_place_of_what_it_repaired():
             "label": {**found, "notes": {"target": 7}},
             "trigger": {**found, "notes": {}},
             "linf": {"acted": False, "after": {"clean_accuracy": 0.9, "attack_success": 0.9}},
+            "clp": {"acted": False, "after": {"clean_accuracy": 0.9}, "notes": {"acted": True, "rolled_back": True}},
         }
         live.update("a", record(4, cleanup=cleanup))
-    assert "cleaned CA/ASR label label 7, trigger done, linf did not act" in console.file.getvalue()
+    assert "cleaned CA/ASR label label 7, trigger done, linf did not act, clp rolled back" in console.file.getvalue()
 
 
 def test_a_round_without_measurements_leaves_the_last_ones_on_the_screen():

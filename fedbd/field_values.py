@@ -67,7 +67,8 @@ def checked(check: Adapter, value: Any, path: str, optional: bool, remedy: str, 
 
 def _plain(value: Any) -> Any:
     """Return NumPy's scalars as Python's; what YAML cannot give becomes text, which no number or list is."""
-    return value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") and value.shape == () else str(value)
+    scalar = type(value).__module__ == "numpy" and getattr(value, "shape", None) == ()  # numpy itself is not imported
+    return value.item() if scalar else str(value)
 
 
 def _place(steps: Sequence[int | str], path: str, value: Any) -> str:

@@ -13,7 +13,7 @@ def checks_fields(cls: type[T]) -> type[T]:
     """Let a method refuse values that its fields do not take: ``RNP(keep_within=2)``, ``CLP(u=-3)``.
 
     It stands between ``@dataclass(frozen=True, kw_only=True)`` and the class. What may stand in a field is what the
-    scenario's schema says of it, and what the method's ``problems()`` says of fields together.
+    scenario's schema says of it. What fields may not be together ``problems()`` says, to who asks.
 
     Raises (when an instance is made):
         UserError: With every field that is wrong.

@@ -191,12 +191,12 @@ def field_problems(instance: object) -> list[Problem]:
 
     Nested dataclasses and methods have checked their own.
     """
-    cls, problems = type(instance), list[Problem]()
+    cls: Any = type(instance)
+    problems: list[Problem] = []
     for name, check in _adapters(cls).items():
         slot = slots_of(cls)[name]
         checked(check, getattr(instance, name), name, slot.optional, slot.remedy, problems)
-    own = [] if problems else own_problems(instance)
-    return problems or [Problem(path=name, expected=sentence) for name, sentence in own]
+    return problems
 
 
 def own_problems(instance: object) -> list[tuple[str, str]]:

@@ -124,7 +124,6 @@ def unlearn(model: nn.Module, data: Samples, plan: TrainingPlan, stop: float, rn
         return Unlearned(trained.eval(), False, (), "all weights are frozen: call model.requires_grad_(True)")
     optimizer = sgd(trained, plan)
     accuracy: list[float] = []
-<<<<<<< HEAD
     with learning(rng):
         for epoch in range(plan.epochs):
             for group in optimizer.param_groups:
@@ -136,30 +135,6 @@ def unlearn(model: nn.Module, data: Samples, plan: TrainingPlan, stop: float, rn
                 return Unlearned(trained.eval(), False, tuple(accuracy), "the ascent diverged: lower unlearn_lr")
             if accuracy[-1] <= stop:
                 return Unlearned(trained.eval(), True, tuple(accuracy))
-    reason = (
-        f"accuracy on the trusted set is {accuracy[-1]:.3f} after {plan.epochs} epochs of unlearning, above the "
-        f"stop of {stop:g}: raise unlearn_epochs, unlearn_lr or unlearn_stop, or lower batch_size"
-=======
-    for epoch in range(plan.epochs):
-        for group in optimizer.param_groups:
-            group["lr"] = plan.rate(epoch)
-        right, finite = 0, True
-        for index in torch.split(torch.randperm(len(data), generator=rng), plan.batch_size):
-            x, y = data.batch(index)
-            x = crop_flip(x, rng) if plan.augment == "crop_flip" else x
-            optimizer.zero_grad(set_to_none=True)
-            out = trained(x.contiguous(memory_format=layout))
-            loss = F.cross_entropy(out, y)
-            (-loss).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            right += int((out.argmax(1) == y).sum())
-            finite = finite and bool(torch.isfinite(loss))
-        accuracy.append(right / len(data))
-        # The argmax of NaN is class 0: a diverged model would pass for one that unlearned.
-        if not finite or not is_finite(trained):
-            return Unlearned(trained.eval(), False, tuple(accuracy), "the ascent diverged: lower unlearn_lr")
-        if accuracy[-1] <= stop:
-            return Unlearned(trained.eval(), True, tuple(accuracy))
     return Unlearned(trained.eval(), False, tuple(accuracy), _short_of(stop, plan, accuracy[-1]))
 
 
@@ -169,7 +144,6 @@ def _short_of(stop: float, plan: TrainingPlan, reached: float) -> str:
     return (
         f"accuracy on the trusted set is {reached:.3f} after {plan.epochs} epochs of unlearning, above the stop of "
         f"{stop:g}: raise unlearn_lr, lower batch_size{more} or raise unlearn_stop"
->>>>>>> 6aed3ca (Name the rate first where an unlearning falls short of its stop)
     )
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import sys
@@ -263,7 +264,9 @@ def variants(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             for where, other in variants(getattr(value, field.name), f"{path}.{field.name}"):
-                yield where, dataclasses.replace(value, **{field.name: other})
+                variant = copy.copy(value)  # a method would refuse some values
+                object.__setattr__(variant, field.name, other)
+                yield where, variant
     elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
         for i, entry in enumerate(value):
             for where, other in variants(entry, f"{path}[{i}]"):

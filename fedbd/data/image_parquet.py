@@ -215,13 +215,12 @@ def _column(files: list[tuple[str, Path]], name: str) -> tuple[NDArray[np.generi
     parts, problems = [], []
     for file, path in files:
         try:
-            column = pq.read_table(path, columns=[name]).column(name)
+            values = pq.read_table(path, columns=[name]).column(name).to_pylist()
         except (pa.ArrowException, OSError, ValueError) as error:
             got = (str(error) or type(error).__name__).splitlines()[0]
             raise DataError(
                 [Problem(path=file, expected="must be readable", got=got, remedy="copy the file again")]
             ) from None
-        values = column.to_pylist()
         rows = [row for row, value in enumerate(values) if value is None]
         expected = "must be an id of a group"
         bad = [Problem(path=f"{file}:{name}, row {row}", expected=expected, got="null") for row in rows]

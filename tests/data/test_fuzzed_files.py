@@ -141,6 +141,18 @@ def test_parquet(folder, rows, changes, cut, compression):
     survives(ImageParquet(train="a.parquet", test="a.parquet", groups="who"), folder)
 
 
+def test_groups_that_are_no_utf8_are_refused(tmp_path):
+    who = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(np.array([0, 2], np.int32)), pa.py_buffer(b"\xc2\x00")]
+    )
+    image = pa.array(
+        [{"bytes": png("RGB", (4, 4)), "path": "p"}], pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    )
+    pq.write_table(pa.table({"img": image, "label": pa.array([0], pa.int64()), "who": who}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="must be readable, got 'utf-8' codec"):
+        ImageParquet(train="a.parquet", test="a.parquet", groups="who").load(tmp_path)
+
+
 @QUICK
 @given(
     st.dictionaries(

@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from sklearn.datasets import load_digits
 
 import fedbd.flower
+from fedbd.data.digest import samples_digest
 from fedbd.defenses.local.abl import ABL
 from fedbd.errors import MethodRefused, UserError
 from fedbd.flower import local_defense
@@ -60,7 +61,7 @@ def test_three_participations_equal_direct_use(data):
         assert notes == expected
         assert flatten(flower).tobytes() == flatten(direct).tobytes()
         assert bits(view_all(ctx.state[MEMORY])) == bits(memory)
-        assert ctx.state[COUNT]["participations"] == participation
+        assert dict(ctx.state[COUNT]) == {"participations": participation, "data": samples_digest(data)}
         assert isinstance(ctx.state[MEMORY], ArrayRecord)
         assert isinstance(ctx.state[COUNT], ConfigRecord)
     assert notes["stage"] == "unlearn"

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from fedbd.crypto.ckks_blob import KEY, STAMP_BYTES, Blob, Figures, pack, read_stamp, stamp, unpack
 from fedbd.crypto.grid import GRID_BITS
-from fedbd.errors import SecureSumFailed
-from fedbd.method_fields import checks_fields
+from fedbd.errors import Problem, SecureSumFailed, UserError
 
 # SEAL draws errors from a centered binomial with 2 * 21 bits; encoding rounds each coefficient to an integer.
 _DRAWN_VARIANCE, _ROUNDING_VARIANCE = 21 / 2, 1 / 12
@@ -48,7 +47,6 @@ _SETS: dict[_Name, _Set] = {"n4096": _Set(4096, 54, 55, 40), "n8192": _Set(8192,
 
 
 @dataclass(frozen=True, kw_only=True)
-@checks_fields
 class Ckks:
     """Sums under one CKKS key that all clients share and the server lacks.
 
@@ -60,6 +58,19 @@ class Ckks:
 
     parameters: _Name = "n4096"
     grid_bits: Annotated[int, Ge(_GRID_RANGE[0]), Le(_GRID_RANGE[1])] = GRID_BITS
+
+    def __post_init__(self) -> None:
+        """Refuse what no field may be, by hand: the process that holds the key loads neither pydantic nor torch."""
+        wrong = []
+        if self.parameters not in tuple(_SETS):  # a list has no hash
+            known = ", ".join(map(repr, _SETS))
+            wrong.append(Problem(path="parameters", expected=f"must be one of {known}", got=repr(self.parameters)))
+        if not _grid_fits(self.grid_bits):
+            low, high = _GRID_RANGE
+            expected = f"must be an integer from {low} to {high}"
+            wrong.append(Problem(path="grid_bits", expected=expected, got=repr(self.grid_bits)))
+        if wrong:
+            raise UserError(wrong, "Ckks cannot be made of these fields:")
 
     @property
     def slice_values(self) -> int:
@@ -104,6 +115,11 @@ class Ckks:
             remedy += f" or, with parameters: n8192, at most {min(finer, _GRID_RANGE[1])}"
         sentence = f"half a grid step ({half:.3g}) must exceed the noise of {clients} clients ({bound:.3g}); {remedy}"
         return [("grid_bits", sentence)]
+
+
+def _grid_fits(bits: object) -> bool:
+    whole = isinstance(bits, int | np.integer) and not isinstance(bits, bool)
+    return whole and _GRID_RANGE[0] <= bits <= _GRID_RANGE[1]  # type: ignore[operator]
 
 
 def _finest(bound: float) -> int:
@@ -190,9 +206,10 @@ def parameters_of(secret_ctx: bytes) -> Ckks:
         SecureSumFailed: If the bytes are no key of this format.
     """
     found = read_stamp(KEY, secret_ctx, "key")
-    known = (Ckks(parameters=name, grid_bits=found.grid_bits) for name in _SETS)
+    names = tuple(_SETS) if _grid_fits(found.grid_bits) else ()
+    known = (Ckks(parameters=name, grid_bits=found.grid_bits) for name in names)
     fitting = next((ckks for ckks in known if _figures(ckks) == found), None)
-    if fitting is None or not _GRID_RANGE[0] <= found.grid_bits <= _GRID_RANGE[1]:
+    if fitting is None:
         raise SecureSumFailed(f"key: unknown parameters {found}; make a new one for every client")
     return fitting
 

@@ -17,7 +17,7 @@ from fedbd.crypto import ckks as module
 from fedbd.crypto.ckks import Ckks, Evaluator, decrypt, encrypt, new_secret_context, parameters_of, public_context
 from fedbd.crypto.ckks_blob import STAMP_BYTES, Figures, pack, unpack
 from fedbd.crypto.grid import quantize
-from fedbd.errors import SecureSumFailed
+from fedbd.errors import SecureSumFailed, UserError
 
 SMALL, LARGE = Ckks(), Ckks(parameters="n8192")
 FIGURES = Figures(4096, 54, 40, 24)
@@ -394,3 +394,12 @@ def test_length_does_not_depend_on_randomness(parameters: Ckks) -> None:
         sums.append(len(evaluator.serialize(total)))
     assert len(lengths) == 1
     assert set(sums) == lengths
+
+
+def test_parameters_are_taken_by_their_fields_only() -> None:
+    assert Ckks(grid_bits=np.int64(20)).grid_bits == 20  # type: ignore[arg-type]
+    for bits in (7, 33, 16.0, True, "16", None):
+        with pytest.raises(UserError, match="grid_bits: must be an integer from 8 to 32"):
+            Ckks(grid_bits=bits)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="parameters: must be one of 'n4096', 'n8192'"):
+        Ckks(parameters="n2048")  # type: ignore[arg-type]

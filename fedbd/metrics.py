@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fedbd.scores import precision_at, roc_auc, score_measures, tpr_at_fpr
 from fedbd.summary import binomial_interval
 from fedbd.targets import ALL_TO_ALL, Target, victims, wanted_labels
-from fedbd.training import memory_format_of
+from fedbd.training import evaluating, memory_format_of
 from fedbd.types import Samples, Trigger
 
 __all__ = [
@@ -87,16 +87,13 @@ def logits(
             return out.cpu()
 
     workers = 1 if device.type != "cpu" else threads or len(os.sched_getaffinity(0))
-    modes = [(module, module.training) for module in model.modules()]
     intra_op = torch.get_num_threads()
-    model.eval()
     torch.set_num_threads(1)
     try:
-        return torch.cat(_spread(forward, range(0, pixels.shape[0], chunk), workers))
+        with evaluating(model):
+            return torch.cat(_spread(forward, range(0, pixels.shape[0], chunk), workers))
     finally:
         torch.set_num_threads(intra_op)
-        for module, mode in modes:
-            module.training = mode
 
 
 def _spread(forward: Callable[[int], Tensor], starts: range, workers: int) -> list[Tensor]:

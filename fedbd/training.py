@@ -53,11 +53,16 @@ class TrainingPlan:
 
     def problems(self) -> list[tuple[str, str]]:
         """Return what is wrong between the fields."""
-        return [("nesterov", "needs a momentum above 0")] if self.nesterov and self.momentum == 0 else []
+        return momentum_problems(self.nesterov, self.momentum)
 
     def rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch (0-based)."""
         return self.lr * self.lr_gamma ** (epoch // self.lr_step) if self.lr_step else self.lr
+
+
+def momentum_problems(nesterov: bool, momentum: float) -> list[tuple[str, str]]:
+    """Return what is wrong between the two fields that every SGD here has."""
+    return [("nesterov", "needs a momentum above 0")] if nesterov and momentum == 0 else []
 
 
 @contextlib.contextmanager
@@ -123,6 +128,18 @@ def memory_format_of(model: nn.Module) -> torch.memory_format:
         if entry.dim() == 4 and last != entry.is_contiguous():
             return torch.channels_last if last else torch.contiguous_format
     return torch.contiguous_format
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode and give every module its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def train(

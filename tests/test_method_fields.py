@@ -48,3 +48,16 @@ def test_values_of_numpy_and_whole_numbers_for_floats_are_taken() -> None:
     assert RNP(batch_size=np.int64(64), keep_within=np.float64(0.5), alpha=1).batch_size == 64
     with pytest.raises(UserError, match="batch_size: must be an integer"):
         RNP(batch_size=np.float64(64.0))
+
+
+@pytest.mark.parametrize(
+    ("cls", "fields", "says"),
+    [
+        (NAD, {"momentum": 0}, "nesterov: needs a momentum above 0"),
+        (FLAIN, {"start": 0.5, "cap": 0.2}, "cap: must be at least start (0.5)"),
+        (LinfPruning, {"oracle": True}, "oracle: must be false with knowledge: recovered"),
+    ],
+)
+def test_what_fields_may_not_be_together_is_refused_too(cls: type, fields: dict[str, object], says: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"{cls.__name__} cannot be made of these fields:\n  {says}")):
+        cls(**fields)

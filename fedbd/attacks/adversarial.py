@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -39,18 +38,6 @@ def refuse_unfit(model: nn.Module, images: Tensor, attack: str) -> NDArray[np.in
     if (predicted < 0).any():
         raise MethodRefused(f"{attack} needs a model whose outputs are finite; this one has diverged")
     return predicted
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode and give every module its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def margins(logits: Tensor, labels: Tensor) -> Tensor:

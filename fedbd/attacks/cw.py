@@ -26,11 +26,11 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from fedbd.attacks.adversarial import chunks, evaluating, margins, outcome, refuse_unfit, to_grid
+from fedbd.attacks.adversarial import chunks, margins, outcome, refuse_unfit, to_grid
 from fedbd.errors import MethodRefused
 from fedbd.method_fields import checks_fields
 from fedbd.metrics import logits
-from fedbd.training import memory_format_of
+from fedbd.training import evaluating, memory_format_of
 from fedbd.types import Notes
 
 _EDGE = 1 - 1e-6

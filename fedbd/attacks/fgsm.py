@@ -17,8 +17,9 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
-from fedbd.attacks.adversarial import ascent_sign, chunks, evaluating, outcome, refuse_unfit, to_grid_within
+from fedbd.attacks.adversarial import ascent_sign, chunks, outcome, refuse_unfit, to_grid_within
 from fedbd.method_fields import checks_fields
+from fedbd.training import evaluating
 from fedbd.types import Notes
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedbd.errors import MethodRefused
 from fedbd.models.taps import declared
-from fedbd.training import memory_format_of
+from fedbd.training import evaluating, memory_format_of
 
 CHUNK = 250
 
@@ -40,14 +40,9 @@ def gradcam(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         MethodRefused: If the model declares no ``maps``, or they have no positions (a model without convolutions).
     """
     layer = model.get_submodule(declared(model, "maps", "gradcam"))
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with evaluating(model):
         parts = zip(torch.split(images, CHUNK), torch.split(labels, CHUNK), strict=True)
         return torch.cat([_maps(model, layer, x, y) for x, y in parts])
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _maps(model: nn.Module, layer: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

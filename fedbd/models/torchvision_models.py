@@ -145,12 +145,9 @@ class Torchvision:
         """Return a fresh model (see ``types.ModelFamily``).
 
         Raises:
-            UserError: If there is no such network, it does not take such images, or BatchNorm would be left with single
-                values.
+            UserError: If the network does not take such images, or BatchNorm would be left with single values.
         """
-        problems = [Problem(path=f"model.{field}", expected=text) for field, text in self.problems()]
-        if not problems:
-            problems = self._misfit(shape, classes)
+        problems = self._misfit(shape, classes)
         if problems:
             raise UserError(problems)
         model = seeded(lambda: TorchvisionModule(self.architecture, classes, self.resize, shape[0] == 1), rng)

@@ -143,21 +143,18 @@ class Vit:
 
     def problems(self) -> list[tuple[str, str]]:
         """Return what is wrong between the fields."""
-        uneven = self.heads >= 1 and self.width % self.heads != 0
+        uneven = self.width % self.heads != 0
         return [("heads", f"must divide width ({self.width}), got {self.heads}")] if uneven else []
 
     def build(self, shape: tuple[int, int, int], classes: int, rng: torch.Generator) -> VitModule:
         """Return a fresh model (see ``types.ModelFamily``).
 
         Raises:
-            UserError: If the heads do not share the width evenly, or an image is not whole patches wide and high.
+            UserError: If an image is not whole patches wide and high.
         """
-        problems = [Problem(path=f"model.{field}", expected=text) for field, text in self.problems()]
         if any(side % self.patch for side in shape[1:]):
             expected = f"must divide the images' {shape[1]}x{shape[2]} into whole patches"
-            problems.append(Problem(path="model.patch", expected=expected, got=str(self.patch)))
-        if problems:
-            raise UserError(problems)
+            raise UserError([Problem(path="model.patch", expected=expected, got=str(self.patch))])
         model = materialize(lambda: VitModule(shape, self.patch, self.width, self.depth, self.heads, classes))
         initialize(model, rng, convolutions="torch")
         return model

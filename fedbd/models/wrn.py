@@ -113,14 +113,11 @@ class Wrn:
         """Return a fresh model (see ``types.ModelFamily``).
 
         Raises:
-            UserError: If the depth is none of a Wide ResNet or an image has fewer than 8 pixels in a direction.
+            UserError: If an image has fewer than 8 pixels in a direction.
         """
-        problems = [Problem(path=f"model.{field}", expected=text) for field, text in self.problems()]
         if min(shape[1:]) < SMALLEST:
             expected, got = f"a Wide ResNet takes images from {SMALLEST}x{SMALLEST} up", f"{shape[1]}x{shape[2]}"
-            problems.append(Problem(path="model", expected=expected, got=got, remedy="use mlp"))
-        if problems:
-            raise UserError(problems)
+            raise UserError([Problem(path="model", expected=expected, got=got, remedy="use mlp")])
         model = materialize(lambda: WrnModule(shape[0], self.depth, self.width, classes))
         initialize(model, rng, convolutions="he")
         return model.to(memory_format=torch.channels_last)

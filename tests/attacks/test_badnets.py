@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fedbd.attacks.badnets import BadNets
 from fedbd.attacks.grid_trigger import GridTrigger
 from fedbd.attacks.wanet_trigger import WaNetTrigger
-from fedbd.errors import MethodRefused
+from fedbd.errors import MethodRefused, UserError
 from fedbd.training import TrainingPlan
 from fedbd.types import Attack, AttackContext, Samples
 
@@ -217,7 +217,8 @@ def test_clean_labels_refuse_all_to_all_and_cover() -> None:
     assert BadNets().all_to_all
     with pytest.raises(ValueError, match="one target class"):
         BadNets(labels="clean").pollute(samples(), all_to_all(), generator())
-    assert BadNets(labels="clean", cover=1.0).problems() == [("cover", "must be 0 with labels: clean, got 1")]
+    with pytest.raises(UserError, match="cover: must be 0 with labels: clean, got 1"):
+        BadNets(labels="clean", cover=1.0)
 
 
 def warped() -> AttackContext:
@@ -255,8 +256,8 @@ def test_batches_are_covered_behind_the_stamped_images() -> None:
 
 def test_cover_needs_room_and_a_trigger_that_can_be_disturbed() -> None:
     assert BadNets(share=0.5, cover=1.0).problems() == []
-    expected = "must leave share * (1 + cover) at most 1, got 1.5"
-    assert BadNets(share=0.5, cover=2.0).problems() == [("cover", expected)]
+    with pytest.raises(UserError, match=r"cover: must leave share \* \(1 \+ cover\) at most 1, got 1\.5"):
+        BadNets(share=0.5, cover=2.0)
     with pytest.raises(MethodRefused, match="set cover: 0 or take wanet"):
         BadNets(share=0.2, cover=1.0).pollute(samples(), context(), generator())
 

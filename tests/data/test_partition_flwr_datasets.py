@@ -63,40 +63,40 @@ def test_groups_are_a_column(fake):
 
 
 @pytest.mark.parametrize(
-    ("rule", "message"),
+    ("fields", "message"),
     [
         (
-            FlwrDatasets(partitioner="DealingPartitoner"),
+            {"partitioner": "DealingPartitoner"},
             "partition.partitioner: must be a class of flwr_datasets.partitioner, got 'DealingPartitoner'; did you "
             "mean 'DealingPartitioner'?",
         ),
         (
-            FlwrDatasets(partitioner="Xyz"),
+            {"partitioner": "Xyz"},
             "partition.partitioner: must be a class of flwr_datasets.partitioner, got 'Xyz'; there are "
             "DealingPartitioner, NaturalIdPartitioner",
         ),
         (
-            FlwrDatasets(partitioner="DealingPartitioner", arguments={"offset": -1}),
+            {"partitioner": "DealingPartitioner", "arguments": {"offset": -1}},
             "partition: is refused by DealingPartitioner: offset must not be negative",
         ),
         (
-            FlwrDatasets(partitioner="DealingPartitioner", arguments={"alpha": 1}),
+            {"partitioner": "DealingPartitioner", "arguments": {"alpha": 1}},
             "partition: is refused by DealingPartitioner: DealingPartitioner.__init__() got an unexpected keyword "
             "argument 'alpha'",
         ),
         (
-            FlwrDatasets(partitioner="NaturalIdPartitioner", arguments={"partition_by": "label"}),
+            {"partitioner": "NaturalIdPartitioner", "arguments": {"partition_by": "label"}},
             "partition.clients: must be 3, the parts that NaturalIdPartitioner makes, got 4",
         ),
         (
-            FlwrDatasets(partitioner="NaturalIdPartitioner", arguments={"partition_by": "group"}),
+            {"partitioner": "NaturalIdPartitioner", "arguments": {"partition_by": "group"}},
             "partition: is refused by NaturalIdPartitioner: 'group'",
         ),
     ],
 )
-def test_refusals(fake, rule, message):
+def test_refusals(fake, fields, message):
     with pytest.raises(UserError) as caught:
-        split(rule)
+        split(FlwrDatasets(**fields))
     assert str(caught.value) == message
 
 

@@ -415,9 +415,8 @@ def test_a_layer_without_a_rule_is_refused():
         ),
         (Cnn(), (1, 7, 9), "model: cnn takes images from 8x8 up, got 7x9; use mlp"),
         (
-            Wrn(depth=17),
+            Wrn(),
             (1, 28, 7),
-            "model.depth: must be 6 n + 4 (10, 16, 22, 28, 34, 40, ...), got 17\n"
             "model: a Wide ResNet takes images from 8x8 up, got 28x7; use mlp",
         ),
         (
@@ -431,17 +430,9 @@ def test_a_layer_without_a_rule_is_refused():
             "model: preact_resnet18 takes images from 16x16 up, got 8x8; use cnn or mlp, or digits with pixels: 16",
         ),
         (
-            Vit(heads=3),
+            Vit(),
             (1, 17, 28),
-            "model.heads: must divide width (128), got 3\n"
             "model.patch: must divide the images' 17x28 into whole patches, got 4",
-        ),
-        (
-            Torchvision(architecture="resnet81", weights="DEFAULT"),
-            (3, 32, 32),
-            "model.architecture: must be a classifier of torchvision, got 'resnet81'; did you mean 'resnet18'?\n"
-            "model.weights: must be null, since fedbd downloads nothing, got 'DEFAULT'; save them with torchvision's "
-            "own tools and name the file in start.checkpoint",
         ),
         (
             Torchvision(architecture="resnet18"),
@@ -461,6 +452,26 @@ def test_refusals(family, shape, message):
     with pytest.raises(UserError) as caught:
         build(family, shape)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "message"),
+    [
+        (Wrn, {"depth": 17}, "depth: must be 6 n + 4 (10, 16, 22, 28, 34, 40, ...), got 17"),
+        (Vit, {"heads": 3}, "heads: must divide width (128), got 3"),
+        (
+            Torchvision,
+            {"architecture": "resnet81", "weights": "DEFAULT"},
+            "architecture: must be a classifier of torchvision, got 'resnet81'; did you mean 'resnet18'?\n"
+            "  weights: must be null, since fedbd downloads nothing, got 'DEFAULT'; save them with torchvision's "
+            "own tools and name the file in start.checkpoint",
+        ),
+    ],
+)
+def test_fields_that_fit_no_network_are_refused(family, fields, message):
+    with pytest.raises(UserError) as caught:
+        family(**fields)
+    assert str(caught.value) == f"{family.__name__} cannot be made of these fields:\n  {message}"
 
 
 @pytest.mark.parametrize(

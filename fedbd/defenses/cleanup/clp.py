@@ -31,6 +31,7 @@ from torch import fx, nn
 from fedbd.defenses.cleanup.channel_masks import both
 from fedbd.defenses.cleanup.channel_norms import silence
 from fedbd.defenses.cleanup.own_weights import need_own_weights
+from fedbd.defenses.sound_model import need_sound
 from fedbd.errors import MethodRefused, refusal
 from fedbd.method_fields import checks_fields
 from fedbd.metrics import accuracy
@@ -164,6 +165,7 @@ class CLP:
         Raises:
             MethodRefused: If the model is none that ``norms_behind`` takes, or a bound is not finite.
         """
+        need_sound(model, METHOD, None if trusted is None else trusted.validate)
         off: dict[str, NDArray[np.bool_]] = {}
         layers: Notes = {}
         modules: dict[str | None, Any] = {None: None, **dict(model.named_modules())}

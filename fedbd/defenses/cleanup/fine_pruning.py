@@ -32,10 +32,12 @@ from fedbd.defenses.cleanup.channel_curve import pruning_curve
 from fedbd.defenses.cleanup.channel_masks import both
 from fedbd.defenses.cleanup.channel_norms import channels_module, need_same_layer, silence
 from fedbd.defenses.cleanup.finetune import Augment, FineTune, finished, outcome, tune
+from fedbd.defenses.sound_model import need_sound
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import refusal
 from fedbd.method_fields import checks_fields
 from fedbd.models.taps import prunable, readings
+from fedbd.training import momentum_problems
 from fedbd.types import Clues, Notes, Samples, TrustedData
 
 METHOD = "fine_pruning"
@@ -97,7 +99,7 @@ class FinePruning:
 
     def problems(self) -> list[tuple[str, str]]:
         """Return what is wrong between the fields."""
-        return self.tuning.problems()
+        return momentum_problems(self.nesterov, self.momentum)
 
     def refusal(self, model: nn.Module) -> str | None:
         """Return why a model cannot be repaired, None if it can: a run asks before it starts."""
@@ -125,6 +127,7 @@ class FinePruning:
             MethodRefused: Without trusted data of two classes, or if the model declares no such layer.
         """
         clean = required(trusted, METHOD, "trains on")
+        need_sound(model, METHOD, clean.fit, clean.classes)
         activation = mean_activation(model, clean.fit)
         order = np.argsort(activation, kind="stable")
         right = pruning_curve(model, order[:-1], clean.validate)  # without its last channel a layer is nothing

@@ -22,11 +22,12 @@ from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
 from fedbd.defenses.local.cutout import cutout
+from fedbd.defenses.sound_model import need_sound
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import MethodRefused
 from fedbd.method_fields import checks_fields
 from fedbd.metrics import accuracy, is_finite
-from fedbd.training import TrainingPlan, crop_flip, learning, memory_format_of, sgd
+from fedbd.training import TrainingPlan, crop_flip, learning, memory_format_of, momentum_problems, sgd
 from fedbd.types import Clues, Notes, Samples, TrustedData
 
 Start = Literal["model", "unlearned", "recovered"]
@@ -93,7 +94,7 @@ class FineTune:
 
     def problems(self) -> list[tuple[str, str]]:
         """Return what is wrong between the fields."""
-        return [("nesterov", "needs a momentum above 0")] if self.nesterov and self.momentum == 0 else []
+        return momentum_problems(self.nesterov, self.momentum)
 
     def rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch (0-based)."""
@@ -122,6 +123,7 @@ class FineTune:
             MethodRefused: Without trusted data of two classes, or if the clues lack what ``start`` names.
         """
         clean = required(trusted, "finetune", "trains on")
+        need_sound(model, "finetune", clean.fit, clean.classes)
         begin = starting_point(model, clues, self.start, "finetune")
         student = copy.deepcopy(begin)
         tuning = tune(student, clean.fit, self, rng)

@@ -34,6 +34,7 @@ from fedbd.defenses.cleanup.input_neurons import (
     weight_of,
 )
 from fedbd.defenses.cleanup.own_weights import need_own_weights
+from fedbd.defenses.sound_model import need_sound
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import MethodRefused
 from fedbd.method_fields import checks_fields
@@ -113,6 +114,7 @@ class FLAIN:
                 is computed from other parameters, or the reference not the same one, or if its weights are not finite.
         """
         trusted = required(trusted, METHOD, "reads activations on")
+        need_sound(model, METHOD, trusted.fit, trusted.classes)
         if clues.reference is None:
             raise MethodRefused(
                 f"{METHOD} flips what was trained since the start and was given no model from before; name the "

@@ -36,6 +36,7 @@ from fedbd.defenses.cleanup.channel_norms import (
     norm_ratios,
     silence,
 )
+from fedbd.defenses.sound_model import need_sound
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import MethodRefused, refusal
 from fedbd.method_fields import checks_fields
@@ -117,12 +118,11 @@ class LinfPruning:
             ``validation_after`` and the whole ``curve``.
 
         Raises:
-            MethodRefused: Without trusted data or the clue, if ``oracle`` does not fit ``knowledge``, or if the model
-                declares no ``maps`` or ``channels``, or has fewer channels than ``count``.
+            MethodRefused: Without trusted data or the clue, or if the model declares no ``maps`` or ``channels``, or
+                has fewer channels than ``count``.
         """
-        for field, sentence in self.problems():
-            raise MethodRefused(f"{METHOD}: {field} {sentence}")
         trusted = required(trusted, METHOD, "compares with")
+        need_sound(model, METHOD, trusted.fit, trusted.classes)
         name, _ = self._channels(model)
         clean = channel_norms(model, trusted.fit, method=METHOD)
         need_same_layer(model, len(clean["linf"]), METHOD)

@@ -38,12 +38,14 @@ from fedbd.defenses.cleanup.finetune import (
     starting_point,
     tune,
 )
+from fedbd.defenses.sound_model import need_sound
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import MethodRefused
 from fedbd.method_fields import checks_fields
 from fedbd.metrics import accuracy
 from fedbd.models.taps import declared, outputs
 from fedbd.seeding import peek
+from fedbd.training import momentum_problems
 from fedbd.types import Clues, Notes, Samples, TrustedData
 
 TOGETHER = {"start", "batch_size", "momentum", "nesterov", "weight_decay", "augment"}
@@ -127,7 +129,7 @@ class NAD:
 
     def problems(self) -> list[tuple[str, str]]:
         """Return what is wrong between the fields."""
-        return self.student_tuning.problems()
+        return momentum_problems(self.nesterov, self.momentum)
 
     def refusal(self, model: nn.Module) -> str | None:
         """Return why a model cannot be repaired, None if it can: a run asks before it starts."""
@@ -157,6 +159,7 @@ class NAD:
                 has no taps, taps without maps, or another number of them than ``betas``.
         """
         clean = required(trusted, "nad", "trains on")
+        need_sound(model, "nad", clean.fit, clean.classes)
         begin = starting_point(model, clues, self.start, "nad")
         check_betas(begin, self.betas, "nad")
         map_sizes(begin, clean.fit.images[:1], "nad")

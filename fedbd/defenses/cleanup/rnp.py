@@ -45,6 +45,7 @@ from fedbd.defenses.cleanup.channel_masks import (
     switch_off,
 )
 from fedbd.defenses.cleanup.unlearning import ascent_plan, modal_prediction, unlearn
+from fedbd.defenses.sound_model import need_sound
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import refusal
 from fedbd.method_fields import checks_fields
@@ -169,6 +170,7 @@ class RNP:
             MethodRefused: Without trusted data, or if the model has nothing to mask (``channel_masks.maskable``).
         """
         trusted = required(trusted, "rnp", "unlearns")
+        need_sound(model, "rnp", trusted.fit, trusted.classes)
         masked, _ = maskable(model, "rnp")
         plan = ascent_plan(self)
         unlearned = unlearn(model, trusted.fit, plan, self.unlearn_stop, rng)

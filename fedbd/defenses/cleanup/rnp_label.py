@@ -20,6 +20,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from torch import nn
 
 from fedbd.defenses.cleanup.unlearning import ascent_plan, modal_prediction, unlearn
+from fedbd.defenses.sound_model import need_sound
 from fedbd.defenses.trusted_data import required
 from fedbd.method_fields import checks_fields
 from fedbd.metrics import predict
@@ -96,6 +97,7 @@ class RnpLabel:
         """
         trusted = required(trusted, "rnp_label", "unlearns")
         network, notes = clues.unlearned, Notes(unlearning=None)
+        need_sound(model if network is None else network, "rnp_label", trusted.fit, trusted.classes)
         if network is None:
             unlearned = unlearn(model, trusted.fit, ascent_plan(self), self.unlearn_stop, rng)
             network, notes = unlearned.model, {"unlearning": unlearned.as_notes()}

@@ -30,6 +30,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
 from fedbd.defenses.cleanup.trigger_search import Search, anomaly_indices, outliers, search
+from fedbd.defenses.sound_model import need_sound
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import MethodRefused
 from fedbd.method_fields import checks_fields
@@ -138,6 +139,7 @@ class TriggerRecovery:
                 the outputs of the model are not finite.
         """
         trusted = required(trusted, "trigger_recovery", "fits a trigger to")
+        need_sound(model, "trigger_recovery", trusted.fit, trusted.classes)
         outside = self._outside(trusted.classes)
         if outside is not None:
             raise MethodRefused(outside)

@@ -28,6 +28,7 @@ from torch import nn
 from fedbd.defenses.local.isolation import class_rank
 from fedbd.defenses.local.objectives import CONTROLS
 from fedbd.defenses.losses import cross_entropy, log_odds_against
+from fedbd.defenses.sound_model import need_sound
 from fedbd.errors import MethodRefused
 from fedbd.method_fields import checks_fields
 from fedbd.metrics import logits
@@ -90,6 +91,7 @@ class ABLIsolation:
         """
         if len(data) == 0:
             raise MethodRefused(f"{METHOD}: there are no samples to score; give it at least one")
+        need_sound(model, METHOD, data)
         notes: Notes = {}
         if self.tune_epochs:
             model = copy.deepcopy(model)

@@ -244,8 +244,6 @@ class Frequency:
             MethodRefused: Without samples, without enough trusted data, if the fields do not fit each other, or if
                 images are too small for the cnn.
         """
-        for field, sentence in self.problems():
-            raise MethodRefused(f"{METHOD}: {field} {sentence}")
         trusted = required(trusted, METHOD, "trains on", several=self.needs_classes)
         self._refuse(trusted, data)
         fit = trusted.fit.images.cpu()

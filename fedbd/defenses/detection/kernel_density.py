@@ -38,6 +38,7 @@ from fedbd.defenses.detection.activation_spaces import (
     trusted_parts,
     vectors,
 )
+from fedbd.defenses.sound_model import need_sound
 from fedbd.errors import MethodRefused, refusal
 from fedbd.method_fields import checks_fields
 from fedbd.types import Notes, Samples, TrustedData
@@ -108,6 +109,7 @@ class KernelDensity:
                 as a class that has no trusted image: it has no density.
         """
         trusted = trusted_parts(trusted, "kernel_density", 2)
+        need_sound(model, "kernel_density", trusted.fit, trusted.classes)
         need_classes(trusted.fit, "kernel_density")
         points, _ = self._read(model, trusted.fit)
         held_out, _ = self._read(model, trusted.validate)

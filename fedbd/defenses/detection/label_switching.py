@@ -43,6 +43,7 @@ from fedbd.defenses.detection.activation_spaces import (
     trusted_parts,
     vectors,
 )
+from fedbd.defenses.sound_model import need_sound
 from fedbd.errors import refusal
 from fedbd.method_fields import checks_fields
 from fedbd.types import Notes, Samples, TrustedData
@@ -153,6 +154,7 @@ class LabelSwitching:
             MethodRefused: Without taps, trusted data or ``neighbors`` trusted images, or if these are of one class.
         """
         trusted = trusted_parts(trusted, "label_switching", self.neighbors)
+        need_sound(model, "label_switching", trusted.fit, trusted.classes)
         need_classes(trusted.fit, "label_switching")
         places, reads, points = self._spaces(model, trusted.fit)
         owners = trusted.fit.labels.cpu()

@@ -40,6 +40,7 @@ from fedbd.defenses.detection.activation_spaces import (
     trusted_parts,
     vectors,
 )
+from fedbd.defenses.sound_model import need_sound
 from fedbd.errors import MethodRefused, refusal
 from fedbd.method_fields import checks_fields
 from fedbd.types import Notes, Samples, TrustedData
@@ -126,6 +127,7 @@ class LID:
                 them apart, as those of a collapsed model do.
         """
         trusted = trusted_parts(trusted, "lid", self.neighbors)
+        need_sound(model, "lid", trusted.fit, trusted.classes)
         count = len(trusted.fit) if self.reference is None else min(self.reference, len(trusted.fit))
         chosen = trusted.fit.subset(torch.randperm(len(trusted.fit), generator=rng)[:count])
         places = spaces(model, "lid")

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedbd.defenses.detection.activation_spaces import ends, read_spaces, vectors
+from fedbd.defenses.sound_model import need_sound
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import MethodRefused, refusal
 from fedbd.method_fields import checks_fields
@@ -120,6 +121,7 @@ class SpectralSignatures:
             MethodRefused: Without a classifier, without a label that has ``minimum`` samples, or without the trusted
                 samples that ``center: trusted`` needs.
         """
+        need_sound(model, METHOD, data)
         features = penultimate_features(model, data, METHOD)
         labels = data.labels.cpu().numpy()
         centers = self._trusted_centers(model, trusted)

@@ -24,6 +24,7 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedbd.defenses.sound_model import need_sound
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import MethodRefused
 from fedbd.method_fields import checks_fields
@@ -102,6 +103,7 @@ class Strip:
         overlays = required(trusted, METHOD, "superimposes", several=self.needs_classes).fit.images
         if len(data) == 0:
             raise MethodRefused(f"{METHOD}: there are no samples to score; give it at least one")
+        need_sound(model, METHOD, data)
         drawn = torch.randint(len(overlays), (len(data), self.overlays), generator=rng)
         found = torch.cat(
             [

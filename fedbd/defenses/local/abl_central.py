@@ -35,7 +35,7 @@ from fedbd.defenses.local.isolation import isolation_count
 from fedbd.defenses.local.objectives import AUGMENTS, CONTROLS, ascent, joint_epoch
 from fedbd.errors import MethodRefused
 from fedbd.method_fields import checks_fields
-from fedbd.training import OnBatch, TrainingPlan, sgd, train_epoch
+from fedbd.training import OnBatch, TrainingPlan, momentum_problems, sgd, train_epoch
 from fedbd.types import Notes, Samples
 
 _AUGMENTS: dict[str, OnBatch | None] = {**AUGMENTS, "crop_flip_cutout": crop_flip_cutout}
@@ -148,7 +148,7 @@ class ABLCentral:
 
     def problems(self) -> list[tuple[str, str]]:
         """Return what is wrong between the fields."""
-        found = [("nesterov", "needs a momentum above 0")] if self.nesterov and self.momentum == 0 else []
+        found = momentum_problems(self.nesterov, self.momentum)
         return found if self.schedule else [*found, ("finetune_epochs", "must be above 0 where no stage has an epoch")]
 
     @property

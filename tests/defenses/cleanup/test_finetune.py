@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedbd.defenses.cleanup.finetune import FineTune, tune
 from fedbd.defenses.local.cutout import cutout
-from fedbd.errors import MethodRefused
+from fedbd.errors import MethodRefused, UserError
 from fedbd.metrics import predict
 from fedbd.training import TrainingPlan, crop_flip, train
 from fedbd.types import Cleanup, Clues, Samples, TrustedData
@@ -35,7 +35,8 @@ def share_right(model: nn.Module, data: Samples) -> float:
 def test_rate_falls_once() -> None:
     assert [FineTune().rate(epoch) for epoch in range(20)] == [0.1] * 2 + [0.1 * 0.1] * 18
     assert [FineTune(lr_drop_epoch=None).rate(epoch) for epoch in (0, 5)] == [0.1, 0.1]
-    assert FineTune(momentum=0.0).problems() == [("nesterov", "needs a momentum above 0")]
+    with pytest.raises(UserError, match="nesterov: needs a momentum above 0"):
+        FineTune(momentum=0.0)
     assert FineTune(momentum=0.0, nesterov=False).problems() == []
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedbd.defenses.cleanup.trigger_recovery import TriggerRecovery
-from fedbd.errors import MethodRefused
+from fedbd.errors import MethodRefused, UserError
 from fedbd.metrics import predict
 from fedbd.types import Cleanup, Clues, Samples, TrustedData
 
@@ -144,7 +144,8 @@ def test_refusals(trusted: TrustedData) -> None:
         outside.clean(model, trusted, Clues(), generator())
     with pytest.raises(MethodRefused, match="hand it TrustedData"):
         TriggerRecovery().clean(model, None, Clues(), generator())
-    assert TriggerRecovery(labels="all", target=1).problems()[0][0] == "target"
+    with pytest.raises(UserError, match="target: must be null where labels is all"):
+        TriggerRecovery(labels="all", target=1)
     assert TriggerRecovery(labels="all").problems() == TriggerRecovery(target=1).problems() == []
 
 

@@ -109,7 +109,7 @@ def test_refuses_a_diverged_model_and_nothing_to_score(backdoored: Any) -> None:
     with pytest.raises(MethodRefused, match="not finite"):
         ABLIsolation().score(broken, backdoored.clean, None, generator())
     with pytest.raises(MethodRefused, match="lower tune_lr"):
-        ABLIsolation(tune_epochs=1).score(broken, backdoored.clean, None, generator())
+        ABLIsolation(tune_epochs=3, tune_lr=1e30).score(backdoored.model, backdoored.clean, None, generator())
     with pytest.raises(MethodRefused, match="no samples"):
         ABLIsolation().score(backdoored.model, backdoored.clean.subset(torch.arange(0)), None, generator())
     frozen = copy.deepcopy(backdoored.model).requires_grad_(False)

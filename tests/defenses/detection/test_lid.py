@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedbd.defenses.detection.lid import LID, local_dimension
-from fedbd.errors import MethodRefused
+from fedbd.errors import MethodRefused, UserError
 from fedbd.types import Samples, TrustedData
 
 
@@ -123,7 +123,8 @@ def test_it_refuses_what_it_cannot_do(backdoored: Any, tiny_net: Any) -> None:
     assert detector.needs_trusted
     assert detector.refusal(backdoored.model) is None
     assert "`taps`" in (detector.refusal(nn.Linear(2, 2)) or "")
-    assert [field for field, _ in LID(reference=10).problems()] == ["reference"]
+    with pytest.raises(UserError, match="reference: must be at least neighbors"):
+        LID(reference=10)
     assert LID(reference=20).problems() == detector.problems() == []
     few = TrustedData(backdoored.trusted.fit.subset(torch.arange(19)), backdoored.trusted.validate, 10)
     for trusted, reason in [(None, "size: 500"), (few, "needs 20")]:

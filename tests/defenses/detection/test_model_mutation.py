@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedbd.defenses.detection import model_mutation
 from fedbd.defenses.detection.model_mutation import GRID, ModelMutation, sprt_decision
 from fedbd.defenses.detection.mutants import Mutants, split_before_linear
-from fedbd.errors import MethodRefused
+from fedbd.errors import MethodRefused, UserError
 from fedbd.metrics import predict
 from fedbd.models.cnn import Cnn
 from fedbd.models.mlp import Mlp
@@ -264,8 +264,10 @@ def test_it_refuses_what_it_cannot_do(backdoored: Any) -> None:
     assert not ModelMutation(noise=0.5).needs_trusted
     assert detector.refusal(backdoored.model) is None
     assert "Linear" in (detector.refusal(nn.Conv2d(1, 1, 1)) or "")
-    assert [field for field, _ in ModelMutation(mutants=16).problems()] == ["mutants"]
-    assert [field for field, _ in ModelMutation(noise=1.0, clean_share=0.5).problems()] == ["clean_share"]
+    with pytest.raises(UserError, match="mutants: must be at least 17 where noise is null"):
+        ModelMutation(mutants=16)
+    with pytest.raises(UserError, match="clean_share: must be left out where noise is set"):
+        ModelMutation(noise=1.0, clean_share=0.5)
     assert detector.problems() == ModelMutation(mutants=1, noise=1.0).problems() == []
     with pytest.raises(MethodRefused, match="Linear"):
         detector.score(nn.Flatten(), backdoored.clean, backdoored.trusted, generator())

@@ -18,7 +18,7 @@ from fedbd.defenses.local.central_state import CentralState, momentum_of, restor
 from fedbd.defenses.local.cutout import crop_flip_cutout
 from fedbd.defenses.local.isolate import sample_losses
 from fedbd.defenses.local.objectives import crop_and_flip
-from fedbd.errors import MethodRefused
+from fedbd.errors import MethodRefused, UserError
 from fedbd.models.checkpoint import read_tensors, save_tensors
 from fedbd.params import flatten
 from fedbd.training import TrainingPlan, sgd, train_epoch
@@ -67,9 +67,10 @@ def test_where_optimizers_start(carried: str, starts: list[int]) -> None:
 
 
 def test_problems() -> None:
-    assert [name for name, _ in replace(SMALL, momentum=0.0).problems()] == ["nesterov"]
-    empty = ABLCentral(tuning_epochs=0, finetune_epochs=0, unlearn_epochs=0)
-    assert [name for name, _ in empty.problems()] == ["finetune_epochs"]
+    with pytest.raises(UserError, match="nesterov: needs a momentum above 0"):
+        replace(SMALL, momentum=0.0)
+    with pytest.raises(UserError, match="finetune_epochs: must be above 0 where no stage has an epoch"):
+        ABLCentral(tuning_epochs=0, finetune_epochs=0, unlearn_epochs=0)
 
 
 def slow_step(

@@ -1,0 +1,135 @@
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedbd.defenses.cleanup import CLP, FLAIN, NAD, RNP, FinePruning, FineTune, LinfPruning, RnpLabel, TriggerRecovery
+from fedbd.defenses.detection import (
+    LID,
+    ABLIsolation,
+    ActivationClustering,
+    KernelDensity,
+    LabelSwitching,
+    ModelMutation,
+    RnpUnlearned,
+    SpectralSignatures,
+    Strip,
+)
+from fedbd.defenses.sound_model import need_sound
+from fedbd.errors import MethodRefused
+from fedbd.models.cnn import Cnn
+from fedbd.types import Clues, Samples, TrustedData
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+DATA = Samples(
+    torch.randint(256, (30, 1, 8, 8), generator=rng(1), dtype=torch.uint8), torch.arange(30, dtype=torch.int64) % 3
+)
+TRUSTED = TrustedData(DATA.subset(torch.arange(20)), DATA.subset(torch.arange(20, 30)), 3)
+CLEANUPS = (CLP, FLAIN, NAD, RNP, FinePruning, FineTune, LinfPruning, RnpLabel, TriggerRecovery)
+DETECTORS = (
+    LID,
+    Strip,
+    ABLIsolation,
+    ActivationClustering,
+    KernelDensity,
+    LabelSwitching,
+    ModelMutation,
+    RnpUnlearned,
+    SpectralSignatures,
+)
+
+
+class Tuple(nn.Module):
+    """A model of the kind that returns its features, too."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.inner(x), x
+
+
+def model() -> nn.Module:
+    return Cnn(width=4).build((1, 8, 8), 3, rng())
+
+
+def diverged() -> nn.Module:
+    net = model()
+    with torch.no_grad():
+        list(net.parameters())[-1][0] = torch.inf
+    return net
+
+
+UNSOUND: list[tuple[Callable[[], nn.Module], str]] = [
+    (lambda: model().double(), r"is torch\.float64, expected torch\.float32; hand it model\.float\(\)"),
+    (diverged, "is not finite; the model has diverged"),
+]
+OF_OUTPUTS: list[tuple[Callable[[], nn.Module], str]] = [
+    (lambda: Tuple(model()), "returns a tuple, expected a tensor of logits"),
+    (lambda: Cnn(width=4).build((3, 8, 8), 3, rng()), r"does not take images of \(1, 8, 8\), \(C, H, W\)"),
+    (lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)), r"returns \(2, 3, 6, 6\) for 2 images"),
+]
+
+
+@pytest.mark.parametrize(("make", "says"), UNSOUND + OF_OUTPUTS)
+@pytest.mark.parametrize("method", [*CLEANUPS, *DETECTORS], ids=lambda cls: cls.__name__)
+def test_every_method_refuses_an_unsound_model_by_name(
+    method: type[Any], make: Callable[[], nn.Module], says: str
+) -> None:
+    net = make()
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(MethodRefused, match=says):
+        if method in CLEANUPS:
+            method().clean(net, TRUSTED, Clues(reference=model()), rng())
+        else:
+            method().score(net, DATA, TRUSTED, rng())
+    assert all(torch.equal(entry, before[name]) for name, entry in net.state_dict().items())
+    assert net.training
+
+
+def test_a_model_with_fewer_outputs_than_classes_is_refused_and_one_with_more_is_not() -> None:
+    few = Cnn(width=4).build((1, 8, 8), 2, rng())
+    with pytest.raises(MethodRefused, match=r"rnp: the model returns \(2, 2\) for 2 images, expected \(2, 3\)"):
+        RNP().clean(few, TRUSTED, Clues(), rng())
+    need_sound(Cnn(width=4).build((1, 8, 8), 5, rng()), "rnp", DATA, 3)
+
+
+def test_a_sound_model_is_left_as_it_was() -> None:
+    net = model().train()
+    net.extra = nn.BatchNorm1d(3).eval()  # type: ignore[assignment] # a mode of its own
+    before = copy.deepcopy(net.state_dict())
+    need_sound(net, "rnp", DATA, 3)
+    assert all(torch.equal(entry, before[name]) for name, entry in net.state_dict().items())
+    assert net.training
+    assert not net.extra.training
+
+
+class Keeps(nn.Module):
+    """A model that keeps its last outputs, which with a gradient torch does not copy."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = self.inner(x)
+        return self.last
+
+
+def test_a_model_that_keeps_outputs_of_its_training_can_be_repaired_again() -> None:
+    net = Keeps(model())
+    net(DATA.batch(torch.arange(5))[0]).sum().backward()
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(net)
+    once, clues, _ = FineTune(epochs=1).clean(net, TRUSTED, Clues(), rng())
+    twice, _, notes = RNP(unlearn_epochs=1).clean(once, TRUSTED, clues, rng())
+    assert twice is not once
+    assert "validation_before" in notes or not notes["acted"]

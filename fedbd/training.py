@@ -65,6 +65,20 @@ def momentum_problems(nesterov: bool, momentum: float) -> list[tuple[str, str]]:
     return [("nesterov", "needs a momentum above 0")] if nesterov and momentum == 0 else []
 
 
+def need_gradients(what: str) -> None:
+    """Refuse to go on where no gradient can be computed.
+
+    Args:
+        what: What cannot be done then, for the message.
+
+    Raises:
+        MethodRefused: Under ``torch.inference_mode()``.
+    """
+    if torch.is_inference_mode_enabled():
+        remedy = "call it outside (torch.no_grad() is no matter)"
+        raise MethodRefused(f"{what} under torch.inference_mode(); {remedy}")
+
+
 @contextlib.contextmanager
 def learning(rng: torch.Generator) -> Iterator[None]:
     """Within the block a model can be trained: gradients are computed, whatever the caller's mode, and ``rng`` decides.
@@ -75,10 +89,7 @@ def learning(rng: torch.Generator) -> Iterator[None]:
     Raises:
         MethodRefused: Under ``torch.inference_mode()``, whose tensors no gradient can pass.
     """
-    if torch.is_inference_mode_enabled():
-        raise MethodRefused(
-            "nothing can be trained under torch.inference_mode(); call it outside (torch.no_grad() is no matter)"
-        )
+    need_gradients("nothing can be trained")
     with torch.enable_grad(), layers_draw_from(rng):
         yield
 

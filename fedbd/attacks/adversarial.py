@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedbd.errors import MethodRefused
 from fedbd.metrics import predict
-from fedbd.training import memory_format_of
+from fedbd.training import memory_format_of, need_gradients
 from fedbd.types import Notes
 
 LEVELS = 255.0
@@ -27,8 +27,10 @@ def refuse_unfit(model: nn.Module, images: Tensor, attack: str) -> NDArray[np.in
         attack: The attack's name, for the message.
 
     Raises:
-        MethodRefused: If the images are not float or not in [0, 1], or the model's outputs are not numbers.
+        MethodRefused: If the images are not float or not in [0, 1], the model's outputs are not numbers, or under
+            ``torch.inference_mode()``.
     """
+    need_gradients(f"{attack} cannot compute gradients")
     if not images.is_floating_point():
         raise MethodRefused(f"{attack} perturbs float images in [0, 1], got {images.dtype}: take Samples.batch")
     if images.numel() and not 0 <= float(images.min()) <= float(images.max()) <= 1:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedbd.errors import MethodRefused
 from fedbd.models.taps import declared
-from fedbd.training import evaluating, memory_format_of
+from fedbd.training import evaluating, memory_format_of, need_gradients
 
 CHUNK = 250
 
@@ -37,8 +37,10 @@ def gradcam(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         (N, H, W) float32 in [0, 1] on the CPU.
 
     Raises:
-        MethodRefused: If the model declares no ``maps``, or they have no positions (a model without convolutions).
+        MethodRefused: If the model declares no ``maps``, or they have no positions (a model without convolutions), or
+            under ``torch.inference_mode()``.
     """
+    need_gradients("gradcam cannot compute gradients")
     layer = model.get_submodule(declared(model, "maps", "gradcam"))
     with evaluating(model):
         parts = zip(torch.split(images, CHUNK), torch.split(labels, CHUNK), strict=True)

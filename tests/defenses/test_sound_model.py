@@ -1,11 +1,15 @@
 import copy
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from fedbd.attacks.cw import CW
+from fedbd.attacks.fgsm import FGSM
+from fedbd.attacks.pgd import PGD
 from fedbd.defenses.cleanup import CLP, FLAIN, NAD, RNP, FinePruning, FineTune, LinfPruning, RnpLabel, TriggerRecovery
 from fedbd.defenses.detection import (
     LID,
@@ -18,6 +22,7 @@ from fedbd.defenses.detection import (
     SpectralSignatures,
     Strip,
 )
+from fedbd.defenses.gradcam import gradcam
 from fedbd.defenses.sound_model import need_sound
 from fedbd.errors import MethodRefused
 from fedbd.models.cnn import Cnn
@@ -29,9 +34,9 @@ def rng(seed: int = 0) -> torch.Generator:
 
 
 DATA = Samples(
-    torch.randint(256, (30, 1, 8, 8), generator=rng(1), dtype=torch.uint8), torch.arange(30, dtype=torch.int64) % 3
+    torch.randint(256, (90, 1, 8, 8), generator=rng(1), dtype=torch.uint8), torch.arange(90, dtype=torch.int64) % 3
 )
-TRUSTED = TrustedData(DATA.subset(torch.arange(20)), DATA.subset(torch.arange(20, 30)), 3)
+TRUSTED = TrustedData(DATA.subset(torch.arange(60)), DATA.subset(torch.arange(60, 90)), 3)
 CLEANUPS = (CLP, FLAIN, NAD, RNP, FinePruning, FineTune, LinfPruning, RnpLabel, TriggerRecovery)
 DETECTORS = (
     LID,
@@ -133,3 +138,23 @@ def test_a_model_that_keeps_outputs_of_its_training_can_be_repaired_again() -> N
     twice, _, notes = RNP(unlearn_epochs=1).clean(once, TRUSTED, clues, rng())
     assert twice is not once
     assert "validation_before" in notes or not notes["acted"]
+
+
+@pytest.mark.parametrize("method", [*CLEANUPS, *DETECTORS], ids=lambda cls: cls.__name__)
+def test_under_inference_mode_a_method_works_or_refuses(method: type[Any]) -> None:
+    net = model()
+    with torch.inference_mode(), suppress(MethodRefused):  # no error of torch's
+        if method in CLEANUPS:
+            method().clean(net, TRUSTED, Clues(reference=model()), rng())
+        else:
+            method().score(net, DATA, TRUSTED, rng())
+
+
+@pytest.mark.parametrize("attack", [FGSM, PGD, CW])
+def test_what_needs_gradients_says_so_under_inference_mode(attack: type[Any]) -> None:
+    x, y = DATA.batch(torch.arange(4))
+    with torch.inference_mode():
+        with pytest.raises(MethodRefused, match="cannot compute gradients under"):
+            attack().perturb(model(), x, y, rng())
+        with pytest.raises(MethodRefused, match="gradcam cannot compute gradients under"):
+            gradcam(model(), x, y)

@@ -1331,3 +1331,9 @@ def test_a_gpu_that_the_machine_does_not_have(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(UserError) as caught:
         prepare(load_scenario(file))
     assert str(caught.value) == "engine.cuda_devices: must be GPUs of this machine (0 to 1), got 2, 3"
+
+
+def test_a_copy_that_is_never_rolled_back_may_say_so(tmp_path: Path) -> None:
+    file = tmp_path / "scenario.yaml"
+    file.write_text(GOOD + "trusted: {size: 50}\ncleanup: [{name: rnp, rollback: null}]\n", encoding="utf-8")
+    assert load_scenario(file).cleanup[0].rollback is None

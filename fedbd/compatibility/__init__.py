@@ -15,6 +15,7 @@ from fedbd.compatibility import (
     detection_rules,
     engine_rules,
     fault_rules,
+    local_defense_rules,
     run_rules,
 )
 from fedbd.errors import Problem
@@ -23,6 +24,7 @@ from fedbd.scenario import Scenario
 CHECKS: tuple[Callable[[Scenario], Iterator[Problem]], ...] = (
     *run_rules.CHECKS,
     *attack_rules.CHECKS,
+    *local_defense_rules.CHECKS,
     *cleanup_rules.CHECKS,
     *detection_rules.CHECKS,
     *batch_norm_rules.CHECKS,

@@ -50,7 +50,7 @@ def repairs_act(s: Scenario) -> Iterator[Problem]:
         path = f"cleanup[{i}]"
         if plan.mode == "if_stopped_now":
             for field, default in (("rollback", 0.1), ("mask", "release"), ("server_optimizer_state", "keep")):
-                if getattr(plan, field) != default:
+                if getattr(plan, field) not in (default, None):  # rollback: null says the same
                     expected = f"must be {default} unless mode is in_loop: the federation goes on without the copy"
                     yield Problem(path=f"{path}.{field}", expected=expected, got=repr(getattr(plan, field)))
         elif plan.server_optimizer_state == "reset" and s.strategy.name in ("fedavg", "fedprox"):

@@ -10,22 +10,12 @@ from torch import Tensor, nn
 from fedbd.attacks.cw import CW
 from fedbd.attacks.fgsm import FGSM
 from fedbd.attacks.pgd import PGD
-from fedbd.defenses.cleanup import CLP, FLAIN, NAD, RNP, FinePruning, FineTune, LinfPruning, RnpLabel, TriggerRecovery
-from fedbd.defenses.detection import (
-    LID,
-    ABLIsolation,
-    ActivationClustering,
-    KernelDensity,
-    LabelSwitching,
-    ModelMutation,
-    RnpUnlearned,
-    SpectralSignatures,
-    Strip,
-)
+from fedbd.defenses.cleanup import RNP, FineTune
 from fedbd.defenses.gradcam import gradcam
 from fedbd.defenses.sound_model import need_sound
 from fedbd.errors import MethodRefused
 from fedbd.models.cnn import Cnn
+from fedbd.registry import METHODS, resolve
 from fedbd.types import Clues, Samples, TrustedData
 
 
@@ -37,18 +27,8 @@ DATA = Samples(
     torch.randint(256, (90, 1, 8, 8), generator=rng(1), dtype=torch.uint8), torch.arange(90, dtype=torch.int64) % 3
 )
 TRUSTED = TrustedData(DATA.subset(torch.arange(60)), DATA.subset(torch.arange(60, 90)), 3)
-CLEANUPS = (CLP, FLAIN, NAD, RNP, FinePruning, FineTune, LinfPruning, RnpLabel, TriggerRecovery)
-DETECTORS = (
-    LID,
-    Strip,
-    ABLIsolation,
-    ActivationClustering,
-    KernelDensity,
-    LabelSwitching,
-    ModelMutation,
-    RnpUnlearned,
-    SpectralSignatures,
-)
+CLEANUPS = [resolve("cleanup", name, name) for name in METHODS["cleanup"]]
+DETECTORS = [resolve("detection", name, name) for name in METHODS["detection"] if name != "frequency"]  # needs no model
 
 
 class Tuple(nn.Module):

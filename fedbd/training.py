@@ -87,11 +87,18 @@ def learning(rng: torch.Generator) -> Iterator[None]:
         rng: Decides what layers like Dropout draw; nothing is drawn from it (``seeding.layers_draw_from``).
 
     Raises:
-        MethodRefused: Under ``torch.inference_mode()``, whose tensors no gradient can pass.
+        MethodRefused: Under ``torch.inference_mode()``, whose tensors no gradient can pass, or where a BatchNorm gets
+            one value per channel, as a BatchNorm1d does from a batch of one image.
     """
     need_gradients("nothing can be trained")
-    with torch.enable_grad(), layers_draw_from(rng):
-        yield
+    try:
+        with torch.enable_grad(), layers_draw_from(rng):
+            yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        remedy = "choose a batch_size that leaves no batch of one image, or larger images"
+        raise MethodRefused(f"BatchNorm cannot train on a single value per channel; {remedy}") from error
 
 
 def sgd(model: nn.Module, plan: TrainingPlan) -> torch.optim.SGD:

@@ -11,8 +11,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from fedbd.engines import flower_app_dir
+from fedbd.errors import MethodRefused
 from fedbd.flower.app_loader import load_component
-from fedbd.training import TrainingPlan, crop_flip, memory_format_of, sgd, train
+from fedbd.training import TrainingPlan, crop_flip, learning, memory_format_of, sgd, train
 from fedbd.types import Samples
 
 
@@ -363,3 +364,13 @@ def test_fedprox_is_the_penalty_in_the_loss() -> None:
     for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(ours[4].weight, plain[4].weight, rtol=1e-2)
+
+
+def test_a_batch_norm_of_single_values_is_refused_with_the_remedy() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    data = Samples(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.zeros(5, dtype=torch.int64))
+    train(model, data, TrainingPlan(batch_size=3), torch.Generator().manual_seed(0))
+    with pytest.raises(MethodRefused, match="choose a batch_size that leaves no batch of one image"):
+        train(model, data, TrainingPlan(batch_size=4), torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="another mistake"), learning(torch.Generator()):
+        raise ValueError("another mistake")

@@ -60,6 +60,15 @@ ARMS = {
     "linf, real trigger": Arm(({"name": "linf_pruning", "knowledge": "real", "oracle": True},), 500),
     "linf, triggered inputs": Arm(({"name": "linf_pruning", "knowledge": "inputs", "oracle": True},), 500),
     "flain": Arm(({"name": "flain"},), 500),
+    # Chosen by cleanup_tuning.py. Fine-tuning's and Fine-Pruning's choices are the arms above.
+    "nad, tuned": Arm(({"name": "nad", "lr": 0.03, "teacher_lr": 0.03, "lr_drop_epoch": 10},), 2500),
+    "finetune, at that rate": Arm(({"name": "finetune", "lr": 0.03, "lr_drop_epoch": 10},), 2500),
+    "rnp, tuned": Arm(({**RNP, "unlearn_lr": 0.003, "recover_lr": 0.02, "keep_within": 0.1},), 500),
+    "clp, tuned": Arm(({"name": "clp", "u": 2.5},), 500),
+    "linf, real trigger, tuned": Arm(
+        ({"name": "linf_pruning", "knowledge": "real", "oracle": True, "keep_within": 0.04},), 500
+    ),
+    "flain, tuned": Arm(({"name": "flain", "bound": 0.08},), 500),
 }
 
 
@@ -150,7 +159,7 @@ def show(out: Path) -> None:
     results = results_of(out, ARMS)
     for name, lines in results.items():
         print(row(name, ARMS[name], list(lines.values())))
-    for first, second in (("nad", "finetune"),):
+    for first, second in (("nad", "finetune"), ("nad, tuned", "finetune, at that rate"), ("nad, tuned", "finetune")):
         paired(results, first, second)
 
 
@@ -165,7 +174,7 @@ def row(name: str, arm: Arm, lines: list[dict[str, Any]]) -> str:
     mark = " †" if any(line["oracle"] for line in lines) else ""
     cells = [
         name + mark,
-        "none" if name == "clp" else str(arm.trusted),
+        "none" if name.startswith("clp") else str(arm.trusted),
         str(len(lines)),
         f"{sum(line['acted'] for line in lines)} of {len(lines)}",
         spread("clean_accuracy_after"),

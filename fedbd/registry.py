@@ -78,7 +78,7 @@ METHODS: dict[str, dict[str, str]] = {
     },
     "cleanup": {
         "rnp": "fedbd.defenses.cleanup.rnp:RNP",
-        "rnp_label": "fedbd.defenses.cleanup.rnp_label:RnpLabel",
+        "rnp_label": "fedbd.defenses.cleanup.rnp_label:RNPLabel",
         "trigger_recovery": "fedbd.defenses.cleanup.trigger_recovery:TriggerRecovery",
         "linf_pruning": "fedbd.defenses.cleanup.linf_pruning:LinfPruning",
         "clp": "fedbd.defenses.cleanup.clp:CLP",
@@ -88,11 +88,11 @@ METHODS: dict[str, dict[str, str]] = {
         "flain": "fedbd.defenses.cleanup.flain:FLAIN",
     },
     "detection": {
-        "rnp_unlearned": "fedbd.defenses.detection.rnp_unlearned:RnpUnlearned",
+        "rnp_unlearned": "fedbd.defenses.detection.rnp_unlearned:RNPUnlearned",
         "abl_isolation": "fedbd.defenses.detection.abl_isolation:ABLIsolation",
         "activation_clustering": "fedbd.defenses.detection.activation_clustering:ActivationClustering",
         "spectral_signatures": "fedbd.defenses.detection.spectral_signatures:SpectralSignatures",
-        "strip": "fedbd.defenses.detection.strip:Strip",
+        "strip": "fedbd.defenses.detection.strip:STRIP",
         "frequency": "fedbd.defenses.detection.frequency:Frequency",
         "kernel_density": "fedbd.defenses.detection.kernel_density:KernelDensity",
         "label_switching": "fedbd.defenses.detection.label_switching:LabelSwitching",

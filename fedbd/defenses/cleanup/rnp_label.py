@@ -29,7 +29,7 @@ from fedbd.types import Clues, Notes, TrustedData
 
 @dataclass(frozen=True, kw_only=True)
 @checks_fields
-class RnpLabel:
+class RNPLabel:
     """Names the backdoor's target label; the model stays as it is.
 
     Where there is a backdoor the label is mostly right. Whether there is one, the share tells badly: an unlearned clean

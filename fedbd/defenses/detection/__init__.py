@@ -1,6 +1,6 @@
 """Scores of samples: higher is more suspicious.
 
-``from fedbd.defenses.detection import Strip`` finds every registered one by its class, and imports its module alone.
+``from fedbd.defenses.detection import STRIP`` finds every registered one by its class, and imports its module alone.
 """
 
 from typing import Any

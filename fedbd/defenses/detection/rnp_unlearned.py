@@ -30,7 +30,7 @@ from fedbd.types import Notes, Samples, TrustedData
 
 @dataclass(frozen=True, kw_only=True)
 @checks_fields
-class RnpUnlearned:
+class RNPUnlearned:
     """Scores a sample by how well the unlearned model still knows its given label.
 
     Attributes:

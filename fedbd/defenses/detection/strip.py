@@ -60,7 +60,7 @@ def entropy(outputs: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 @checks_fields
-class Strip:
+class STRIP:
     """Scores an input by minus the mean entropy of the predictions for it under overlays of trusted images.
 
     Attributes:

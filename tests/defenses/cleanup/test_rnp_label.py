@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from fedbd.defenses.cleanup.rnp_label import RnpLabel
+from fedbd.defenses.cleanup.rnp_label import RNPLabel
 from fedbd.defenses.cleanup.unlearning import ascent_plan, unlearn
 from fedbd.errors import MethodRefused
 from fedbd.params import flatten
@@ -40,7 +40,7 @@ def trusted(pixels: list[int], labels: list[int]) -> TrustedData:
 def test_label_of_a_hand_made_unlearned_model(bar: float, target: int | None) -> None:
     model, unlearned = nn.Linear(2, 2), Says()
     clean = trusted([3, 3, 3, 1, 255], [3, 0, 1, 2, 4])
-    same, clues, notes = RnpLabel(declare_at=bar).clean(model, clean, Clues(unlearned=unlearned, target=0), generator())
+    same, clues, notes = RNPLabel(declare_at=bar).clean(model, clean, Clues(unlearned=unlearned, target=0), generator())
     assert same is not model
     assert flatten(same).tobytes() == flatten(model).tobytes()
     assert clues.unlearned is unlearned
@@ -57,7 +57,7 @@ def test_label_of_a_hand_made_unlearned_model(bar: float, target: int | None) ->
 
 
 def test_unlearns_by_itself_and_names_the_target(backdoored: Any) -> None:
-    method = RnpLabel(batch_size=32, declare_at=0.5)
+    method = RNPLabel(batch_size=32, declare_at=0.5)
     assert isinstance(method, Cleanup)
     assert method.needs_trusted
     assert not method.repairs
@@ -74,7 +74,7 @@ def test_unlearns_by_itself_and_names_the_target(backdoored: Any) -> None:
 
 def test_where_the_unlearning_fails_it_says_so_and_hands_nothing_on(backdoored: Any) -> None:
     given = Clues(target=7)
-    _, clues, notes = RnpLabel(unlearn_epochs=1).clean(backdoored.model, backdoored.trusted, given, generator())
+    _, clues, notes = RNPLabel(unlearn_epochs=1).clean(backdoored.model, backdoored.trusted, given, generator())
     assert clues is given
     assert notes["acted"] is False
     assert "unlearn_epochs" in notes["reason"]
@@ -82,4 +82,4 @@ def test_where_the_unlearning_fails_it_says_so_and_hands_nothing_on(backdoored: 
 
 def test_refuses_without_trusted_data(backdoored: Any) -> None:
     with pytest.raises(MethodRefused, match=r"rnp_label.*hand it TrustedData"):
-        RnpLabel().clean(backdoored.model, None, Clues(), generator())
+        RNPLabel().clean(backdoored.model, None, Clues(), generator())

@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from fedbd.defenses.cleanup.unlearning import unlearn
 from fedbd.defenses.detection import rnp_unlearned
-from fedbd.defenses.detection.rnp_unlearned import RnpUnlearned
+from fedbd.defenses.detection.rnp_unlearned import RNPUnlearned
 from fedbd.errors import MethodRefused
 from fedbd.metrics import predict
 from fedbd.training import TrainingPlan
@@ -37,7 +37,7 @@ def pairs_won(scores: np.ndarray, positive: np.ndarray) -> float:
 @pytest.mark.parametrize("by", ["logit", "loss"])
 def test_triggered_inputs_score_higher(by: str, backdoored: Any) -> None:
     data, triggered = incoming(backdoored)
-    scores, notes = RnpUnlearned(by=by, batch_size=32).score(backdoored.model, data, backdoored.trusted, generator())  # type: ignore[arg-type]
+    scores, notes = RNPUnlearned(by=by, batch_size=32).score(backdoored.model, data, backdoored.trusted, generator())  # type: ignore[arg-type]
     assert scores.shape == (len(data),)
     assert scores.dtype == np.float64
     assert pairs_won(scores, triggered) > 0.9
@@ -51,8 +51,8 @@ def test_scores_are_the_unlearned_models_logit_and_loss_of_the_given_label(backd
     unlearned = unlearn(backdoored.model, backdoored.trusted.fit, plan, 0.2, generator()).model
     with torch.no_grad():
         out = unlearned(data.images.float() / 255).double()
-    by_loss, _ = RnpUnlearned(by="loss", batch_size=32).score(backdoored.model, data, backdoored.trusted, generator())
-    by_logit, _ = RnpUnlearned(batch_size=32).score(backdoored.model, data, backdoored.trusted, generator())
+    by_loss, _ = RNPUnlearned(by="loss", batch_size=32).score(backdoored.model, data, backdoored.trusted, generator())
+    by_logit, _ = RNPUnlearned(batch_size=32).score(backdoored.model, data, backdoored.trusted, generator())
     assert np.allclose(by_loss, -F.cross_entropy(out, data.labels, reduction="none").numpy(), atol=1e-4)
     assert np.allclose(by_logit, out[torch.arange(len(data)), data.labels].numpy(), atol=1e-4)
 
@@ -62,21 +62,21 @@ def test_the_label_is_counted_on_validation_data(backdoored: Any, monkeypatch: p
     count = rnp_unlearned.modal_prediction
     monkeypatch.setattr(rnp_unlearned, "modal_prediction", lambda m, d: (seen.append(d), count(m, d))[1])
     data, _ = incoming(backdoored)
-    RnpUnlearned(batch_size=32).score(backdoored.model, data, backdoored.trusted, generator())
+    RNPUnlearned(batch_size=32).score(backdoored.model, data, backdoored.trusted, generator())
     assert len(seen) == 1 and seen[0] is backdoored.trusted.validate
 
 
 def test_the_model_is_left_untouched_and_the_generator_decides(backdoored: Any) -> None:
     data, _ = incoming(backdoored)
     before = {name: entry.numpy().tobytes() for name, entry in backdoored.model.state_dict().items()}
-    detector = RnpUnlearned(batch_size=32)
+    detector = RNPUnlearned(batch_size=32)
     first, again = (detector.score(backdoored.model, data, backdoored.trusted, generator())[0] for _ in range(2))
     assert np.array_equal(first, again)
     assert {name: entry.numpy().tobytes() for name, entry in backdoored.model.state_dict().items()} == before
 
 
 def test_refuses_without_trusted_data_or_where_nothing_is_unlearned(backdoored: Any) -> None:
-    detector = RnpUnlearned(unlearn_epochs=1)
+    detector = RNPUnlearned(unlearn_epochs=1)
     assert isinstance(detector, Detector)
     assert detector.needs_trusted
     with pytest.raises(MethodRefused, match="trusted"):

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import entropy as scipy_entropy
 from torch import Tensor, nn
 
-from fedbd.defenses.detection.strip import Strip, entropy, superimpose
+from fedbd.defenses.detection.strip import STRIP, entropy, superimpose
 from fedbd.errors import MethodRefused
 from fedbd.metrics import roc_auc
 from fedbd.types import Detector, Samples, TrustedData
@@ -49,7 +49,7 @@ def test_entropy_is_in_bits_and_survives_certainty() -> None:
 @pytest.mark.parametrize("blend", ["add", "average"])
 def test_scores_are_those_of_a_loop_over_images_and_overlays(blend: str, backdoored: Any) -> None:
     data, fit = backdoored.clean.subset(torch.arange(12)), backdoored.trusted.fit
-    detector = Strip(overlays=4, blend=blend)  # type: ignore[arg-type]
+    detector = STRIP(overlays=4, blend=blend)  # type: ignore[arg-type]
     scores, notes = detector.score(backdoored.model, data, backdoored.trusted, generator())
     drawn = torch.randint(len(fit), (12, 4), generator=generator())
     expected = np.zeros((12, 4))
@@ -71,40 +71,40 @@ def test_a_trigger_that_survives_overlays_scores_higher(backdoored: Any) -> None
     images[20:, 0, 0, 0] = 255
     dark = Samples(images[:20] // 2, torch.zeros(20, dtype=torch.int64))
     data = Samples(images, torch.zeros(40, dtype=torch.int64))
-    scores, _ = Strip().score(FirstPixel(), data, TrustedData(dark, dark, 2), generator())
+    scores, _ = STRIP().score(FirstPixel(), data, TrustedData(dark, dark, 2), generator())
     assert scores[20:].min() > scores[:20].max()
 
 
 def test_triggered_digits_score_higher(backdoored: Any) -> None:
     images = torch.cat([backdoored.clean.images, backdoored.triggered.images])
     data = Samples(images, torch.zeros(len(images), dtype=torch.int64))
-    scores, _ = Strip().score(backdoored.model, data, backdoored.trusted, generator())
+    scores, _ = STRIP().score(backdoored.model, data, backdoored.trusted, generator())
     clean = len(backdoored.clean)
     assert (roc_auc(scores[clean:], scores[:clean]) or 0) > 0.7
 
 
 def test_blocks_do_not_change_the_scores(backdoored: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     data = backdoored.clean.subset(torch.arange(50))
-    whole, _ = Strip(overlays=2).score(backdoored.model, data, backdoored.trusted, generator())
+    whole, _ = STRIP(overlays=2).score(backdoored.model, data, backdoored.trusted, generator())
     monkeypatch.setattr("fedbd.defenses.detection.strip.BLOCK", 20)
-    parts, _ = Strip(overlays=2).score(backdoored.model, data, backdoored.trusted, generator())
+    parts, _ = STRIP(overlays=2).score(backdoored.model, data, backdoored.trusted, generator())
     assert np.allclose(whole, parts, atol=1e-5)
 
 
 def test_one_overlay_has_no_margin(backdoored: Any) -> None:
     data = backdoored.clean.subset(torch.arange(5))
-    assert Strip(overlays=1).score(backdoored.model, data, backdoored.trusted, generator())[1]["entropy_margin"] is None
+    assert STRIP(overlays=1).score(backdoored.model, data, backdoored.trusted, generator())[1]["entropy_margin"] is None
 
 
 def test_refusals(backdoored: Any) -> None:
-    assert isinstance(Strip(), Detector)
-    assert Strip().needs_trusted
+    assert isinstance(STRIP(), Detector)
+    assert STRIP().needs_trusted
     with pytest.raises(MethodRefused, match="trusted"):
-        Strip().score(backdoored.model, backdoored.clean, None, generator())
+        STRIP().score(backdoored.model, backdoored.clean, None, generator())
     nothing = backdoored.clean.subset(torch.arange(0))
     with pytest.raises(MethodRefused, match="no samples"):
-        Strip().score(backdoored.model, nothing, backdoored.trusted, generator())
+        STRIP().score(backdoored.model, nothing, backdoored.trusted, generator())
     broken = copy.deepcopy(backdoored.model)
     broken.fc.bias.data.fill_(torch.inf)
     with pytest.raises(MethodRefused, match="not finite"):
-        Strip().score(broken, backdoored.clean, backdoored.trusted, generator())
+        STRIP().score(broken, backdoored.clean, backdoored.trusted, generator())

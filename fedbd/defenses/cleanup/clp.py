@@ -89,16 +89,12 @@ def _norm_among(
 def channel_bounds(convolution: nn.Conv2d, norm: nn.BatchNorm2d | None) -> NDArray[np.float64]:
     """Return the upper bound of each output channel's Lipschitz constant (the paper's UCLC), (C,) float64.
 
-    NaN for all where a filter is not finite.
-
     Args:
-        convolution: Its filter of one channel is read as an (inputs / groups, height * width) matrix, whose largest
-            singular value is taken.
+        convolution: Of finite filters. That of one channel is read as an (inputs / groups, height * width) matrix,
+            whose largest singular value is taken.
         norm: The BatchNorm behind it, whose ``|scale| / sqrt(running variance + eps)`` multiplies; None for none.
     """
     filters = convolution.weight.detach().to("cpu", torch.float64)
-    if not torch.isfinite(filters).all():  # an SVD would raise
-        return np.full(len(filters), np.nan)
     bounds = torch.linalg.matrix_norm(filters.flatten(2), ord=2)
     if norm is not None:
         assert norm.running_var is not None

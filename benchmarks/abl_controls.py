@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedbd.environment import cores
-from fedbd.jobs import run_all
-from fedbd.record import FINISHED, read_rounds, read_summary
+from fedbd.config.scenario import Scenario, load_scenario
+from fedbd.records.environment import cores
+from fedbd.records.record import FINISHED, read_rounds, read_summary
 from fedbd.report.console import LiveRuns
 from fedbd.report.rows import write_rows
-from fedbd.runs import plan
-from fedbd.scenario import Scenario, load_scenario
+from fedbd.running.jobs import run_all
+from fedbd.running.runs import plan
 
 BASE = Path(__file__).resolve().parents[1] / "scenarios" / "mnist-abl.yaml"
 PARTITIONS = {

@@ -23,10 +23,10 @@ import torch
 from central_table import PLAN, models
 from numpy.typing import NDArray
 
-from fedbd.central import CentralData, CentralPlan, assemble_central, load_central, measure
-from fedbd.central_training import NOTES, train_central
+from fedbd.central.plan import CentralData, CentralPlan, assemble_central, load_central, measure
+from fedbd.central.training import NOTES, train_central
+from fedbd.config.schema import Method
 from fedbd.defenses.local.abl_central import ABLCentral
-from fedbd.schema import Method
 from fedbd.seeding import numpy_rng, torch_rng
 
 TUNING = ABLCentral(finetune_epochs=0, unlearn_epochs=0)

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-from fedbd.central import CentralData, CentralPlan, assemble_central, load_central, new_model, twin_of
+from fedbd.central.plan import CentralData, CentralPlan, assemble_central, load_central, new_model, twin_of
+from fedbd.central.repair import Truth, judge, repair_all, stamped_inputs
+from fedbd.config.schema import parse
 from fedbd.errors import Problem
 from fedbd.models.checkpoint import load_checkpoint
 from fedbd.registry import resolve
-from fedbd.repair import Truth, judge, repair_all, stamped_inputs
-from fedbd.schema import parse
 from fedbd.types import Clues
 
 PLAN = Path(__file__).resolve().parents[1] / "scenarios" / "central" / "cifar10-badnets.yaml"

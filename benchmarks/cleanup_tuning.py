@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from central_table import PLAN, Arm, one_seed, place, results_of
 
-from fedbd.central import CentralData, assemble_central, load_central
+from fedbd.central.plan import CentralData, assemble_central, load_central
 
 RATES = (0.1, 0.03, 0.01, 0.003)
 TRIALS: dict[str, tuple[int, list[dict[str, Any]]]] = {

@@ -22,7 +22,7 @@ import torch
 from central_table import PLAN, build, models
 
 from fedbd import targets
-from fedbd.central import CentralData, assemble_central, load_central
+from fedbd.central.plan import CentralData, assemble_central, load_central
 from fedbd.errors import MethodRefused
 from fedbd.metrics import predict, roc_auc, score_measures
 from fedbd.registry import METHODS

@@ -21,7 +21,7 @@ import torch
 from central_table import PLAN, build
 from detector_table import DETECTORS, mixed, stamped
 
-from fedbd.central import assemble_central, load_central, new_model
+from fedbd.central.plan import assemble_central, load_central, new_model
 from fedbd.defenses.cleanup import NAD, RNP, FineTune
 from fedbd.defenses.local import ABL
 from fedbd.metrics import logits

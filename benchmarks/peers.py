@@ -27,8 +27,8 @@ from typing import Any
 import yaml
 from scale import family
 
-from fedbd.environment import cores
-from fedbd.record import read_rounds
+from fedbd.records.environment import cores
+from fedbd.records.record import read_rounds
 
 CIFAR10 = {"name": "cifar10"}
 

@@ -26,11 +26,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from fedbd.environment import cores
+from fedbd.config.scenario import Scenario, load_scenario
 from fedbd.estimate import CHUNK
 from fedbd.prepared import prepare
-from fedbd.runs import run
-from fedbd.scenario import Scenario, load_scenario
+from fedbd.records.environment import cores
+from fedbd.running.runs import run
 from fedbd.training import memory_format_of, sgd
 
 PHASES = ("train", "encrypt", "aggregate", "decrypt", "cleanup", "detect", "evaluate", "total")

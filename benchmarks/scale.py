@@ -34,11 +34,11 @@ from flwr.serverapp.strategy import FedAvg
 from fedbd.crypto.agent_client import start_agent
 from fedbd.crypto.ckks import Ckks
 from fedbd.defenses.aggregation.mean import Mean
-from fedbd.environment import cores
 from fedbd.flower.arrays import pack_all
 from fedbd.flower.executors import ProcessPoolExecutor, SerialExecutor
 from fedbd.flower.local_grid import LocalGrid
 from fedbd.flower.strategy import DefendedStrategy
+from fedbd.records.environment import cores
 
 APP = (Path(__file__).resolve().parent / "idle_app.py", "app")
 QUICKSTART = Path(__file__).resolve().parent.parent / "scenarios" / "quickstart.yaml"

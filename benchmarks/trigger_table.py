@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from fedbd.central import CentralPlan, assemble_central, load_central, measure, new_model
+from fedbd.central.plan import CentralPlan, assemble_central, load_central, measure, new_model
+from fedbd.config.scenario_file import dump_yaml
 from fedbd.models.checkpoint import load_checkpoint, save_safetensors
 from fedbd.registry import METHODS
-from fedbd.scenario_file import dump_yaml
 from fedbd.seeding import torch_rng
 from fedbd.training import train
 

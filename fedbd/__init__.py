@@ -9,13 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedbd.runs import RunResult, run
-    from fedbd.scenario import Scenario, load_scenario
+    from fedbd.config.scenario import Scenario, load_scenario
+    from fedbd.running.runs import RunResult, run
 
 __version__ = "0.1.0"
 __all__ = ["RunResult", "Scenario", "__version__", "load_scenario", "run"]
 
-_HOME = {"load_scenario": "scenario", "Scenario": "scenario", "run": "runs", "RunResult": "runs"}
+_HOME = {
+    "load_scenario": "config.scenario",
+    "Scenario": "config.scenario",
+    "run": "running.runs",
+    "RunResult": "running.runs",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
 """``python -m fedbd`` is ``fedbd``."""
 
-from fedbd.cli import main
+from fedbd.cli.main import main
 
 if __name__ == "__main__":
     main()

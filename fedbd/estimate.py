@@ -17,15 +17,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from fedbd.config.plans import AttackPlan
+from fedbd.config.scenario import Scenario, twin_of, warm_up_of
 from fedbd.crypto.agent_client import KeyAgent, start_agent
 from fedbd.crypto.ckks import Evaluator
-from fedbd.environment import cores
 from fedbd.metrics import logits
 from fedbd.params import assign, flatten
-from fedbd.plans import AttackPlan
 from fedbd.prepared import Prepared
+from fedbd.records.environment import cores
 from fedbd.roles import assignment, attack_window, draw_cohort, expected_images, role_of
-from fedbd.scenario import Scenario, twin_of, warm_up_of
 from fedbd.seeding import torch_rng
 from fedbd.sums import to_row
 from fedbd.training import TrainingPlan, train

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 
-from fedbd.plans import Stage
+from fedbd.config.plans import Stage
+from fedbd.config.scenario import Scenario
 from fedbd.roles import selected
-from fedbd.scenario import Scenario
 from fedbd.seeding import numpy_rng
 
 HARMLESS = ("extra_metric", "huge_count")

@@ -23,7 +23,7 @@ def checks_fields(cls: type[T]) -> type[T]:
 
 
 def _check(method: object) -> None:
-    from fedbd.schema import field_problems, own_problems  # noqa: PLC0415 - pydantic takes its time, and a table of names needs none
+    from fedbd.config.schema import field_problems, own_problems  # noqa: PLC0415 - pydantic takes its time, and a table of names needs none
 
     problems = field_problems(method) or [Problem(path=name, expected=text) for name, text in own_problems(method)]
     if problems:

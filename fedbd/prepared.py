@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from fedbd.config.plans import AttackPlan
+from fedbd.config.scenario import Scenario, from_dict
 from fedbd.data.assemble import Federation, assemble
 from fedbd.data.checks import describe
 from fedbd.data.stratify import stratified
@@ -26,9 +28,7 @@ from fedbd.errors import CheckpointError, Problem, ScenarioError, UserError
 from fedbd.models.checkpoint import load_checkpoint
 from fedbd.models.norms import batch_norm_entries, freeze_batch_norm, has_batch_norm, with_group_norm
 from fedbd.params import Layout, join, layout_of, split
-from fedbd.plans import AttackPlan
 from fedbd.roles import assignment, locally_defended
-from fedbd.scenario import Scenario, from_dict
 from fedbd.seeding import numpy_rng, torch_rng
 from fedbd.targets import Target, class_problem
 from fedbd.types import AttackContext, Dataset, Samples, Trigger, Vector

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedbd.plans import AttackPlan, Selection
-from fedbd.scenario import Scenario
+from fedbd.config.plans import AttackPlan, Selection
+from fedbd.config.scenario import Scenario
 from fedbd.seeding import numpy_rng
 from fedbd.types import Role
 

@@ -19,9 +19,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
-from fedbd.checkpoint import Checkpoint, Stamp, remove_checkpoints, stamp_of
+from fedbd.config.run_text import message_text, scenario_text
+from fedbd.config.scenario import Scenario, fingerprint, from_dict, load_scenario
 from fedbd.data.digest import digest
-from fedbd.environment import cores
 from fedbd.errors import FedBDError
 from fedbd.flower.arrays import SCENARIO, pack_all, view_all
 from fedbd.flower.local_grid import LocalGrid
@@ -33,10 +33,10 @@ from fedbd.flower.strategy import AfterRound, DefendedStrategy
 from fedbd.models.checkpoint import load_checkpoint, save_safetensors
 from fedbd.params import assign, flatten, is_weight, join
 from fedbd.prepared import START_ENTRIES, Prepared, prepared_from_json
-from fedbd.record import FINISHED, RunFolder, read_rounds, resumed_from
+from fedbd.records.checkpoint import Checkpoint, Stamp, remove_checkpoints, stamp_of
+from fedbd.records.environment import cores
+from fedbd.records.record import FINISHED, RunFolder, read_rounds, resumed_from
 from fedbd.roles import attack_window, draw_cohort, expected_images, planned_window
-from fedbd.run_text import message_text, scenario_text
-from fedbd.scenario import Scenario, fingerprint, from_dict, load_scenario
 from fedbd.summary import summarize
 from fedbd.types import Vector
 from fedbd.weighing import Weighing

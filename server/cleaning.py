@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
+from fedbd.central.repair import Truth, repair, stamped_inputs
+from fedbd.config.plans import CleanupPlan
 from fedbd.metrics import accuracy
-from fedbd.plans import CleanupPlan
 from fedbd.prepared import Prepared
-from fedbd.repair import Truth, repair, stamped_inputs
 from fedbd.roles import assignment
 from fedbd.seeding import torch_rng
 from fedbd.types import Clues, Notes

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedbd import sample_detection
-from fedbd.plans import DetectionPlan
+from fedbd.config.plans import DetectionPlan
 from fedbd.prepared import Prepared
 from fedbd.sample_detection import MEASURES, Served, three_ways, tried
 from fedbd.scores import tpr_at_fpr

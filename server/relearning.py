@@ -13,14 +13,14 @@ from collections.abc import Callable, Mapping
 from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 
+from fedbd.config.run_text import message_text
+from fedbd.config.scenario import Scenario, twin_of, with_open_windows
 from fedbd.flower.arrays import SCENARIO, pack_all, view_all
 from fedbd.flower.outcome import Outcome, Replacement
 from fedbd.flower.strategy import DefendedStrategy
 from fedbd.metrics import evaluate
 from fedbd.params import assign, flatten, join, split
 from fedbd.prepared import Prepared
-from fedbd.run_text import message_text
-from fedbd.scenario import Scenario, twin_of, with_open_windows
 from fedbd.types import Notes
 
 from .masking import apply_mask

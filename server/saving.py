@@ -8,16 +8,16 @@ from pathlib import Path
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
-from fedbd.checkpoint import Checkpoint, Stamp, differences, missing_lines, read_checkpoint, write_checkpoint
+from fedbd.config.scenario import Scenario
 from fedbd.errors import RunFailed, UserError
 from fedbd.flower.arrays import pack_all, view_all
 from fedbd.flower.local_grid import LocalGrid
 from fedbd.flower.saving import records_from, records_state
 from fedbd.flower.strategy import DefendedStrategy
 from fedbd.params import join, layout_of, sha256
-from fedbd.record import RunFolder, read_rounds
-from fedbd.saved_state import Unsaveable
-from fedbd.scenario import Scenario
+from fedbd.records.checkpoint import Checkpoint, Stamp, differences, missing_lines, read_checkpoint, write_checkpoint
+from fedbd.records.record import RunFolder, read_rounds
+from fedbd.records.saved_state import Unsaveable
 
 from .step import Rounds
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from fedbd.scenario import Scenario
+from fedbd.config.scenario import Scenario
 from fedbd.types import Notes, Vector
 
 from .masking import Mask, mask_from, mask_state

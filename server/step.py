@@ -20,7 +20,7 @@ from fedbd.metrics import Evaluation, evaluate
 from fedbd.models.checkpoint import save_safetensors
 from fedbd.params import assign, flatten, sha256
 from fedbd.prepared import Prepared
-from fedbd.record import RunFolder, round_record
+from fedbd.records.record import RunFolder, round_record
 from fedbd.roles import roles_in
 from fedbd.targets import one_label
 from fedbd.types import Clues, Notes, Role, Vector

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from fedbd.attacks.grid_trigger import GridTrigger
+from fedbd.config.schema import Method, parse
 from fedbd.defenses.trusted_data import needs_classes
 from fedbd.errors import MethodRefused
 from fedbd.models.cnn import Cnn
 from fedbd.params import assign, flatten
-from fedbd.record import plain
+from fedbd.records.record import plain
 from fedbd.registry import METHODS, resolve
-from fedbd.schema import Method, parse
 from fedbd.training import TrainingPlan
 from fedbd.types import (
     Aggregator,

@@ -18,10 +18,10 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from fedbd.config.scenario import from_dict, load_scenario
 from fedbd.errors import ScenarioError
-from fedbd.record import read_rounds, read_summary
-from fedbd.runs import run
-from fedbd.scenario import from_dict, load_scenario
+from fedbd.records.record import read_rounds, read_summary
+from fedbd.running.runs import run
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))

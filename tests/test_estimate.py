@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedbd import cli, estimate
+from fedbd import estimate
+from fedbd.cli import main as cli
+from fedbd.config.scenario import from_dict
 from fedbd.estimate import Pace
 from fedbd.prepared import prepare
 from fedbd.report.estimate_text import estimate_text, size
-from fedbd.runs import run
-from fedbd.scenario import from_dict
+from fedbd.running.runs import run
 
 RAW: dict[str, Any] = {
     "name": "small",

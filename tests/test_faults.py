@@ -9,11 +9,11 @@ from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
+from fedbd.config.plans import FAULT_STAGES, FaultPlan
+from fedbd.config.run_text import message_text
+from fedbd.config.scenario import Scenario, fingerprint, from_dict, to_dict, twin_of
 from fedbd.faults import chosen, fault_of, simulated
-from fedbd.plans import FAULT_STAGES, FaultPlan
 from fedbd.roles import assignment, draw_cohort
-from fedbd.run_text import message_text
-from fedbd.scenario import Scenario, fingerprint, from_dict, to_dict, twin_of
 
 ATTACK = {"name": "badnets", "clients": {"count": 5}, "target": 0, "trigger": "grid"}
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 import fedbd
-from fedbd.central import load_central
+from fedbd.central.plan import load_central
+from fedbd.config.json_schema import schema_text
+from fedbd.config.scenario import Scenario, from_dict, load_scenario, to_dict
+from fedbd.config.scenario_file import dump_yaml, override, parse_yaml
 from fedbd.errors import UserError
-from fedbd.json_schema import schema_text
 from fedbd.registry import METHODS
-from fedbd.scenario import Scenario, from_dict, load_scenario, to_dict
-from fedbd.scenario_file import dump_yaml, override, parse_yaml
 
 ROOT = Path(fedbd.__file__).resolve().parent.parent
 TEXTS = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "scenarios").glob("*.yaml"))]

@@ -3,11 +3,11 @@ import re
 import numpy as np
 import pytest
 
+from fedbd.config.schema import slots_of
 from fedbd.defenses.cleanup import CLP, FLAIN, NAD, RNP, FineTune, LinfPruning, TriggerRecovery
 from fedbd.defenses.local import ABL
 from fedbd.errors import UserError
 from fedbd.registry import METHODS, resolve
-from fedbd.schema import slots_of
 
 CLASSES = [resolve(kind, name, kind) for kind in METHODS if kind != "strategy" for name in METHODS[kind]]
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
+from fedbd.config.scenario import AttackPlan, Scenario, from_dict, twin_of
 from fedbd.roles import (
     active,
     assignment,
@@ -21,7 +22,6 @@ from fedbd.roles import (
     role_of,
     roles_in,
 )
-from fedbd.scenario import AttackPlan, Scenario, from_dict, twin_of
 from fedbd.types import Role
 
 MINIMAL: dict[str, Any] = {"name": "t", "rounds": 8, "data": {"name": "digits"}, "model": {"name": "mlp"}}

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from fedbd.attacks.badnets import BadNets
+from fedbd.central.holdings import method_problems
 from fedbd.compatibility import check
-from fedbd.holdings import method_problems
-from fedbd.plans import CleanupPlan
-from fedbd.scenario import from_dict
-from fedbd.schema import Method
+from fedbd.config.plans import CleanupPlan
+from fedbd.config.scenario import from_dict
+from fedbd.config.schema import Method
 from fedbd.targets import class_problem, one_label, target_problem, victims, wanted_labels
 
 LABELS = torch.tensor([0, 1, 2, 2, 1])

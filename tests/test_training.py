@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from fedbd.engines import flower_app_dir
 from fedbd.errors import MethodRefused
 from fedbd.flower.app_loader import load_component
+from fedbd.running.engines import flower_app_dir
 from fedbd.training import TrainingPlan, crop_flip, learning, memory_format_of, sgd, train
 from fedbd.types import Samples
 

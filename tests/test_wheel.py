@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import fedbd
-from fedbd.record import read_rounds, same_records
-from fedbd.runs import run
-from fedbd.scenario import load_scenario
+from fedbd.config.scenario import load_scenario
+from fedbd.records.record import read_rounds, same_records
+from fedbd.running.runs import run
 
 pytestmark = pytest.mark.slow
 
@@ -83,7 +83,7 @@ def test_the_wheel_has_one_name_and_the_app_as_data(wheel: Path) -> None:
 
 
 def test_the_installed_package_is_the_wheels(python: Path, place: Path) -> None:
-    code = "import fedbd; from fedbd.engines import flower_app_dir as d; print(fedbd.__file__, d())"
+    code = "import fedbd; from fedbd.running.engines import flower_app_dir as d; print(fedbd.__file__, d())"
     said = done(python, "-P", "-c", code, folder=place)
     package, app = said.stdout.split()
     assert Path(package).is_relative_to(python.parents[1]), said

@@ -15,14 +15,14 @@ from typing import Any
 
 import annotated_types
 
-from fedbd import plans
-from fedbd.central import CentralPlan, PoisonPlan
+from fedbd.central.plan import CentralPlan, PoisonPlan
+from fedbd.config import plans
+from fedbd.config.field_texts import sentences, summary
+from fedbd.config.json_schema import schema_text
+from fedbd.config.scenario import Scenario
+from fedbd.config.schema import Kind, Method
 from fedbd.data.trusted import Trusted
-from fedbd.field_texts import sentences, summary
-from fedbd.json_schema import schema_text
 from fedbd.registry import METHODS, resolve
-from fedbd.scenario import Scenario
-from fedbd.schema import Kind, Method
 from fedbd.training import TrainingPlan
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,8 +7,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from fedbd.config.schema import Method
 from fedbd.errors import Problem
-from fedbd.schema import Method
 from fedbd.targets import ALL_TO_ALL, wanted_labels
 from fedbd.types import AttackContext
 

@@ -18,8 +18,8 @@ from fedbd.compatibility import (
     local_defense_rules,
     run_rules,
 )
+from fedbd.config.scenario import Scenario
 from fedbd.errors import Problem
-from fedbd.scenario import Scenario
 
 CHECKS: tuple[Callable[[Scenario], Iterator[Problem]], ...] = (
     *run_rules.CHECKS,

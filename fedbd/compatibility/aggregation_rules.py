@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fedbd.config.field_values import shown
+from fedbd.config.scenario import Scenario
 from fedbd.errors import Problem, ScenarioError
-from fedbd.field_values import shown
 from fedbd.registry import location
 from fedbd.roles import assignment, locally_defended, members, role_of, selected
-from fedbd.scenario import Scenario
 from fedbd.types import Need, Role
 
 

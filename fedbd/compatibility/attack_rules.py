@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fedbd.attacks.poisoning import cover_problem
+from fedbd.config.scenario import Scenario
 from fedbd.errors import Problem
 from fedbd.roles import members
-from fedbd.scenario import Scenario
 from fedbd.targets import target_problem
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fedbd.config.scenario import Scenario
 from fedbd.errors import Problem
-from fedbd.scenario import Scenario
 
 
 def batch_norm_fits(s: Scenario) -> Iterator[Problem]:

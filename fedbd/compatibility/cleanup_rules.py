@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from fedbd.compatibility.attack_rules import attackers_fit
+from fedbd.config.scenario import Scenario, with_open_windows
 from fedbd.defenses.trusted_data import fewest_trusted, needs_trusted
 from fedbd.errors import Problem
 from fedbd.registry import either
-from fedbd.scenario import Scenario, with_open_windows
 from fedbd.targets import ALL_TO_ALL
 
 GIVERS = {

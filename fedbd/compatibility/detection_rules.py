@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from fedbd.config.scenario import Scenario
 from fedbd.defenses.trusted_data import needs_trusted
 from fedbd.errors import Problem
 from fedbd.roles import selected
-from fedbd.scenario import Scenario
 
 
 def detectors_act(s: Scenario) -> Iterator[Problem]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from fedbd.config.scenario import Scenario, memory_in_reach
 from fedbd.errors import Problem
-from fedbd.scenario import Scenario, memory_in_reach
 
 
 def engine_fits(s: Scenario) -> Iterator[Problem]:

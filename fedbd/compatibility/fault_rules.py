@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fedbd.config.plans import Window
+from fedbd.config.scenario import Scenario
 from fedbd.errors import Problem
 from fedbd.faults import HARMLESS, WAITED_FOR, chosen
-from fedbd.plans import Window
 from fedbd.roles import selected
-from fedbd.scenario import Scenario
 
 LONGEST_WAIT = 600.0
 """Seconds that a scenario may let a server wait for each client that it knows will not answer."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fedbd.config.scenario import Scenario
 from fedbd.errors import Problem
-from fedbd.scenario import Scenario
 
 
 def pollution_lasts(s: Scenario) -> Iterator[Problem]:

@@ -7,11 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+from fedbd.config.field_values import shown
+from fedbd.config.scenario import SHARED, TWIN, WARM_UP, Scenario
 from fedbd.errors import Problem
-from fedbd.field_values import shown
 from fedbd.registry import either
 from fedbd.roles import planned_window
-from fedbd.scenario import SHARED, TWIN, WARM_UP, Scenario
 from fedbd.summary import LAST_ROUNDS
 
 LONGEST = 200

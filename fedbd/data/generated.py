@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from fedbd.data.cache import cached
 from fedbd.data.checks import Arrays, describe, to_dataset
-from fedbd.environment import memory
 from fedbd.errors import DataError, Problem
 from fedbd.method_fields import checks_fields
+from fedbd.records.environment import memory
 from fedbd.types import Dataset
 
 NOISE, SIGNAL, HAND = 40.0, 40.0, 12.0

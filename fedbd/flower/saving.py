@@ -1,4 +1,4 @@
-"""Flower's records and strategies as values that a checkpoint can hold (see ``fedbd.saved_state``), and back."""
+"""Flower's records and strategies as values that a checkpoint can hold (``fedbd.records.saved_state``), and back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
 
 from fedbd.flower.arrays import pack_all, view_all
-from fedbd.saved_state import Unsaveable, encode
+from fedbd.records.saved_state import Unsaveable, encode
 
 REBUILT = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial, type)
 """Attributes that a strategy gets back from its constructor."""

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Lt
 from flwr.serverapp.strategy import Strategy
 
+from fedbd.config.field_values import adapter, checked, shown
 from fedbd.errors import Problem, ScenarioError
-from fedbd.field_values import adapter, checked, shown
 from fedbd.registry import near_miss, resolve
 
 OURS = ("fraction_train", "fraction_evaluate", "min_train_nodes", "min_evaluate_nodes", "min_available_nodes")

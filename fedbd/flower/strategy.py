@@ -124,7 +124,7 @@ class DefendedStrategy(Strategy):
                 setattr(self.strategy, name, value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a later process needs to go on: values and arrays for a checkpoint (see ``fedbd.saved_state``).
+        """Return what a later process needs to go on: values and arrays that ``fedbd.records.saved_state`` can save.
 
         Raises:
             Unsaveable: If the inner strategy keeps what no checkpoint can hold.

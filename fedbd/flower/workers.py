@@ -13,11 +13,11 @@ from typing import Any
 from flwr.app import Context, Message
 
 from fedbd import fork_server
-from fedbd.environment import peak_memory
 from fedbd.flower.client_call import Outcome
 from fedbd.flower.compat import ErrorCode
 from fedbd.flower.shared_bytes import REPLY_FILE, Outbox, Place, load, read_at
 from fedbd.flower.worker_main import serve
+from fedbd.records.environment import peak_memory
 
 _LEAVE_SECONDS = 5.0
 

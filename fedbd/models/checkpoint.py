@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fedbd.errors import CheckpointError, Problem
-from fedbd.whole_files import whole_file
+from fedbd.records.whole_files import whole_file
 
 FOREIGN = re.compile(r"Unsupported global: GLOBAL (\S+)")
 """How PyTorch names what ``weights_only`` does not open."""

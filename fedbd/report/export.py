@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedbd.errors import Problem, UserError
-from fedbd.record import ROUNDS, SCENARIO
+from fedbd.records.record import ROUNDS, SCENARIO
 from fedbd.report.rows import write_rows
 from fedbd.report.run_view import RunView, load_run
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from fedbd.report.console import percent, success_style
 
 if TYPE_CHECKING:
-    from fedbd.inspection import Shifts
+    from fedbd.central.inspection import Shifts
 
 TITLES = {"l1": "l1", "l2": "l2", "linf": "l-inf"}
 
@@ -39,7 +39,7 @@ def render_shifts(console: Console, found: Shifts, count: int, *, every_class: b
         count: So many channels.
         every_class: The inputs are of all classes, as all-to-all; else without the target class.
     """
-    from fedbd.inspection import FAR, judge_claim, top_channels  # noqa: PLC0415 - this module needs no torch
+    from fedbd.central.inspection import FAR, judge_claim, top_channels  # noqa: PLC0415 - this module needs no torch
 
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("channel", *(f"{title}: clean" for title in TITLES.values()), *TITLES.values()):

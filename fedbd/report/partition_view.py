@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedbd.config.scenario import Scenario
+from fedbd.config.schema import to_plain
 from fedbd.data.assemble import Federation
 from fedbd.report.console import percent
 from fedbd.roles import assignment
-from fedbd.scenario import Scenario
-from fedbd.schema import to_plain
 
 Counts = NDArray[np.int64]
 LISTED = 20

@@ -16,7 +16,7 @@ from fedbd.report.found_text import found_text
 from fedbd.report.rows import write_rows
 
 if TYPE_CHECKING:
-    from fedbd.repair import Row
+    from fedbd.central.repair import Row
 
 Cell = Callable[["Row"], Text]
 Notes = Mapping[str, Any]

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from fedbd.errors import DataError, Problem
-from fedbd.record import SCENARIO, read_rounds, read_summary
+from fedbd.records.record import SCENARIO, read_rounds, read_summary
 from fedbd.report.console import percent
 from fedbd.summary import summarize
 

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from fedbd.engines import flower_app_dir
+from fedbd.config.plans import DetectionPlan, Selection
+from fedbd.config.scenario import from_dict
+from fedbd.config.schema import Method
 from fedbd.errors import MethodRefused
 from fedbd.flower.app_loader import load_component
 from fedbd.models.checkpoint import load_checkpoint
 from fedbd.models.initialize import seeded
 from fedbd.params import assign, flatten
-from fedbd.plans import DetectionPlan, Selection
 from fedbd.prepared import Prepared, prepare
-from fedbd.runs import run
-from fedbd.scenario import from_dict
-from fedbd.schema import Method
+from fedbd.running.engines import flower_app_dir
+from fedbd.running.runs import run
 from fedbd.seeding import torch_rng
 from fedbd.training import train
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedbd.config.scenario import from_dict
 from fedbd.errors import UserError
 from fedbd.prepared import prepare
-from fedbd.scenario import from_dict
 
 LOAD, DATA = "bad:", "scenario 't' does not fit its data:"
 GROUPLESS = "must be groups of the data, and 'digits' has none"

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from fedbd.config.scenario import from_dict
 from fedbd.data.generated import NOISE, SIGNAL, Generated
 from fedbd.data.partition_natural import Natural
 from fedbd.errors import UserError
 from fedbd.models.mlp import Mlp
-from fedbd.scenario import from_dict
 from fedbd.training import TrainingPlan, train
 from fedbd.types import DataSource
 

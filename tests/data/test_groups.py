@@ -15,6 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fedbd.central.holdings import holdings
+from fedbd.central.subject import source_of
+from fedbd.config.scenario import load_scenario
 from fedbd.data.assemble import assemble, held_by_server
 from fedbd.data.digits import Digits
 from fedbd.data.image_parquet import ImageParquet
@@ -24,10 +27,7 @@ from fedbd.data.partition_natural import Natural
 from fedbd.data.partition_pathological import Pathological
 from fedbd.data.trusted import Trusted, hold_out
 from fedbd.errors import DataError, UserError
-from fedbd.holdings import holdings
 from fedbd.prepared import federate
-from fedbd.scenario import load_scenario
-from fedbd.subject import source_of
 from fedbd.types import Dataset, Samples, TrustedData
 
 GROUPS = np.array([7, 7, -3, 7, 100, -3, 100, 5, 5, 5], dtype=np.int64)

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedbd.config.scenario import from_dict, to_dict
 from fedbd.data.partition_flwr_datasets import FlwrDatasets
 from fedbd.errors import UserError
-from fedbd.scenario import from_dict, to_dict
 
 LABELS = np.arange(60) % 3
 GROUPS = np.arange(60) // 10

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from fedbd.runs import RunResult, run
-from fedbd.scenario import Scenario, from_dict
+from fedbd.config.scenario import Scenario, from_dict
+from fedbd.running.runs import RunResult, run
 
 RAW = {
     "name": "every-stage",

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from fedbd.record import read_rounds, same_records
-from fedbd.runs import run
-from fedbd.scenario import from_dict
+from fedbd.config.scenario import from_dict
+from fedbd.records.record import read_rounds, same_records
+from fedbd.running.runs import run
 
 RAW: dict[str, Any] = {
     "name": "modes",

@@ -12,18 +12,18 @@ import torch
 from flwr.app import RecordDict
 from torch import nn
 
+from fedbd.central.subject import Asked, load_subject
+from fedbd.config.scenario import Scenario, from_dict
 from fedbd.defenses.cleanup.channel_masks import recalibrate
 from fedbd.flower.arrays import pack_all, payload_bytes
 from fedbd.metrics import accuracy
 from fedbd.models.checkpoint import load_checkpoint, save_safetensors
 from fedbd.params import assign, flatten, sha256
 from fedbd.prepared import Prepared, prepare
-from fedbd.record import same_records
+from fedbd.records.record import same_records
 from fedbd.roles import draw_cohort
-from fedbd.runs import RunResult, run
-from fedbd.scenario import Scenario, from_dict
+from fedbd.running.runs import RunResult, run
 from fedbd.seeding import torch_rng
-from fedbd.subject import Asked, load_subject
 from fedbd.training import train
 
 RAW: dict[str, Any] = {
@@ -171,8 +171,8 @@ def test_group_norm_trains_without_statistics_and_is_read_back(tmp_path: Path) -
 
 
 def test_the_default_leaves_what_travels_and_the_fingerprint_as_they_were() -> None:
-    from fedbd.run_text import message_text
-    from fedbd.scenario import fingerprint
+    from fedbd.config.run_text import message_text
+    from fedbd.config.scenario import fingerprint
 
     assert "batch_norm" not in message_text(scenario("average"))
     assert fingerprint(scenario("average")) != fingerprint(scenario("group_norm"))

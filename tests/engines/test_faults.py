@@ -10,18 +10,18 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from fedbd.config.plans import FAULT_STAGES
+from fedbd.config.scenario import Scenario, from_dict
 from fedbd.crypto.agent_client import start_agent
 from fedbd.crypto.ckks import Ckks
-from fedbd.engines import flower_app_dir
 from fedbd.errors import RunFailed
 from fedbd.faults import HARMLESS
 from fedbd.flower.app_loader import load_component
 from fedbd.flower.executors import Executor, ProcessPoolExecutor, SerialExecutor
 from fedbd.flower.local_grid import LocalGrid
-from fedbd.plans import FAULT_STAGES
-from fedbd.record import RunFolder, read_rounds, read_summary, same_records
-from fedbd.runs import run
-from fedbd.scenario import Scenario, from_dict
+from fedbd.records.record import RunFolder, read_rounds, read_summary, same_records
+from fedbd.running.engines import flower_app_dir
+from fedbd.running.runs import run
 
 serve: Any = load_component(flower_app_dir(), "server", "app", "serve")
 CLIENT_APP = (flower_app_dir() / "clients" / "app.py", "app")

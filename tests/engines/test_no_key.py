@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord
 
-from fedbd import engines
+from fedbd.config.scenario import Scenario
 from fedbd.crypto.agent import write_key_file
 from fedbd.crypto.ckks import Ckks
 from fedbd.flower.local_grid import LocalGrid
 from fedbd.flower.proxies import OrderedGrid
 from fedbd.flower.strategy import DefendedStrategy
-from fedbd.record import read_rounds
-from fedbd.scenario import Scenario
+from fedbd.records.record import read_rounds
+from fedbd.running import engines
 
 Make = Callable[..., Scenario]
 CKKS = {"secure_sum": {"name": "ckks"}}

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from fedbd.engines import flower_app_dir
+from fedbd.config.scenario import from_dict, to_dict
 from fedbd.flower.app_loader import load_component
 from fedbd.models.checkpoint import load_checkpoint
 from fedbd.params import flatten
 from fedbd.prepared import prepare
 from fedbd.roles import draw_cohort, roles_in
-from fedbd.runs import run
-from fedbd.scenario import from_dict, to_dict
+from fedbd.running.engines import flower_app_dir
+from fedbd.running.runs import run
 
 further: Any = load_component(flower_app_dir(), "server", "relearning", "_further")
 RAW: dict[str, Any] = {

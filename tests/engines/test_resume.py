@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from fedbd.checkpoint import FOLDER
-from fedbd.engines import execute, flower_app_dir
+from fedbd.config.run_text import scenario_text
+from fedbd.config.scenario import Scenario, from_dict
 from fedbd.errors import UserError
 from fedbd.flower.app_loader import load_component
-from fedbd.jobs import run_all
-from fedbd.record import SCENARIO, read_rounds, read_summary, resumed_from, same_records
-from fedbd.resuming import plan_resumption, resume
-from fedbd.run_lock import LOCK, writing
-from fedbd.run_text import scenario_text
-from fedbd.runs import RunResult, plan, run
-from fedbd.scenario import Scenario, from_dict
+from fedbd.records.checkpoint import FOLDER
+from fedbd.records.record import SCENARIO, read_rounds, read_summary, resumed_from, same_records
+from fedbd.records.run_lock import LOCK, writing
+from fedbd.running.engines import execute, flower_app_dir
+from fedbd.running.jobs import run_all
+from fedbd.running.resuming import plan_resumption, resume
+from fedbd.running.runs import RunResult, plan, run
 
 Make = Callable[..., Scenario]
 SERIAL = {"executor": "serial"}
@@ -279,7 +279,7 @@ def test_what_cannot_go_on_is_refused_and_left_alone(tmp_path: Path, monkeypatch
     assert "is of another scenario than the scenario.yaml beside it" in refused(folder, other_code=True)
     (folder / SCENARIO).write_text(text)
     with monkeypatch.context() as patch:
-        patch.setattr("fedbd.resuming.digest", lambda _: "other")
+        patch.setattr("fedbd.running.resuming.digest", lambda _: "other")
         assert "is of a run on other data than are there now; put the data back" in refused(folder, other_code=True)
     lines = (folder / "rounds.jsonl").read_text()
     (folder / "rounds.jsonl").write_text("".join(lines.splitlines(keepends=True)[1:]))
@@ -293,7 +293,7 @@ def test_what_cannot_go_on_is_refused_and_left_alone(tmp_path: Path, monkeypatch
 def test_other_code_is_refused_unless_it_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(from_dict({**SMALL, "name": "whole"}), tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("fedbd.checkpoint.code_digest", lambda _: "older")
+        patch.setattr("fedbd.records.checkpoint.code_digest", lambda _: "older")
         folder = dead(from_dict(SMALL), tmp_path, 3)
     assert "was written by other code, so records might differ (fedbd's own sources changed)" in refused(folder)
     assert same_records(whole.path, resume(folder, other_code=True).path) == []

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fedbd.record import same_records
-from fedbd.runs import RunResult, run
-from fedbd.scenario import Scenario
+from fedbd.config.scenario import Scenario
+from fedbd.records.record import same_records
+from fedbd.running.runs import RunResult, run
 
 Make = Callable[..., Scenario]
 CKKS = {"secure_sum": {"name": "ckks"}}

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from fedbd.engines import flower_app_dir
+from fedbd.config.scenario import from_dict
 from fedbd.flower.app_loader import load_component
-from fedbd.record import read_rounds, same_records
-from fedbd.runs import run
-from fedbd.scenario import from_dict
+from fedbd.records.record import read_rounds, same_records
+from fedbd.running.engines import flower_app_dir
+from fedbd.running.runs import run
 
 false_alarms: Any = load_component(flower_app_dir(), "server", "detecting", "false_alarms")
 RAW: dict[str, Any] = {

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
+from fedbd.central.subject import source_of
+from fedbd.config.scenario import Scenario, fingerprint, from_dict, twin_of, warm_up_of
 from fedbd.errors import CheckpointError
-from fedbd.jobs import run_all
 from fedbd.prepared import prepare
-from fedbd.record import read_rounds, read_summary, same_records
+from fedbd.records.record import read_rounds, read_summary, same_records
 from fedbd.report.console import LiveRuns
-from fedbd.runs import plan, run
-from fedbd.scenario import Scenario, fingerprint, from_dict, twin_of, warm_up_of
-from fedbd.subject import source_of
+from fedbd.running.jobs import run_all
+from fedbd.running.runs import plan, run
 
 ABL = {"name": "abl", "isolate_after": 2}
 RAW: dict[str, Any] = {
@@ -154,7 +154,7 @@ def test_it_depends_on_what_it_computes_and_on_nothing_else() -> None:
 
 
 def _plain(scenario_: Scenario) -> Any:
-    from fedbd.scenario import to_dict
+    from fedbd.config.scenario import to_dict
 
     return to_dict(scenario_)
 

@@ -13,9 +13,8 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
-from fedbd import engines
+from fedbd.config.scenario import from_dict
 from fedbd.defenses.aggregation.mean import Mean
-from fedbd.engines import flower_app_dir
 from fedbd.errors import ClientFailed, RunFailed
 from fedbd.flower.app_loader import load_component
 from fedbd.flower.arrays import pack_all, payload_bytes, view_all
@@ -25,7 +24,8 @@ from fedbd.flower.local_grid import LocalGrid
 from fedbd.flower.outcome import Outcome
 from fedbd.flower.proxies import LOST, OrderedGrid
 from fedbd.flower.strategy import DefendedStrategy
-from fedbd.scenario import from_dict
+from fedbd.running import engines
+from fedbd.running.engines import flower_app_dir
 
 OBEDIENT = (Path(__file__).parent / "toy_apps" / "obedient.py", "app")
 START = {"w": np.zeros(5, np.float32)}

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 import fedbd
+from fedbd.config.scenario import load_scenario
 from fedbd.flower.command_line import free_ports
-from fedbd.record import read_rounds, read_summary
-from fedbd.runs import run
-from fedbd.scenario import load_scenario
+from fedbd.records.record import read_rounds, read_summary
+from fedbd.running.runs import run
 
 pytestmark = pytest.mark.flower
 

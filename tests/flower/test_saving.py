@@ -18,7 +18,7 @@ from fedbd.flower.executors import SerialExecutor
 from fedbd.flower.local_grid import LocalGrid
 from fedbd.flower.saving import records_from, records_state, restore_strategy, strategy_state
 from fedbd.flower.strategy import DefendedStrategy
-from fedbd.saved_state import Arrays, Unsaveable, decode, encode
+from fedbd.records.saved_state import Arrays, Unsaveable, decode, encode
 
 CLIENTS = 3
 START = {"w": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4), "counter": np.array(7, np.int64)}

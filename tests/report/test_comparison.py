@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from fedbd.errors import DataError, UserError
-from fedbd.record import RunFolder, round_record
+from fedbd.records.record import RunFolder, round_record
 from fedbd.report.arms import bootstrap_interval, measures_of, seen_text
 from fedbd.report.comparison import (
     compare,

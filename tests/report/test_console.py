@@ -8,7 +8,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from fedbd.record import round_record
+from fedbd.records.record import round_record
 from fedbd.report.console import LiveRuns, duration, percent, success_style
 
 

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fedbd.record import round_record
+from fedbd.records.record import round_record
 from fedbd.report import curves
 from fedbd.report.run_view import RunView
 from fedbd.summary import summarize

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fedbd.record import round_record
+from fedbd.records.record import round_record
 from fedbd.report.detection_table import render_detectors, render_pairs, write_detectors
 from fedbd.summary import summarize
 

@@ -12,13 +12,13 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from fedbd.cli import app
+from fedbd.cli.main import app
+from fedbd.config.scenario import from_dict
 from fedbd.errors import UserError
 from fedbd.prepared import federate
 from fedbd.report.partition_picture import MARKS, draw_partition
 from fedbd.report.partition_view import PartitionView, partition_view, render_partition
 from fedbd.roles import assignment
-from fedbd.scenario import from_dict
 
 ATTACKS = [
     {"name": "badnets", "clients": {"count": 2}, "target": 0, "trigger": "grid"},

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from torch import nn
 
-from fedbd.repair import Repaired, Row
+from fedbd.central.repair import Repaired, Row
 from fedbd.report.repair_table import render_repairs, repair_notes, write_repairs
 from fedbd.types import Clues, Notes
 

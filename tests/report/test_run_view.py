@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from fedbd.central_training import PLAN
+from fedbd.central.training import PLAN
+from fedbd.config.run_text import scenario_text
+from fedbd.config.scenario import from_dict, twin_of
 from fedbd.errors import DataError
-from fedbd.record import RunFolder, round_record
+from fedbd.records.record import RunFolder, round_record
 from fedbd.report.run_view import load_run, unfinished_text
 from fedbd.roles import attack_window, planned_window
-from fedbd.run_text import scenario_text
-from fedbd.scenario import from_dict, twin_of
 from fedbd.summary import summarize
 
 

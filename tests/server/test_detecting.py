@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from fedbd.engines import flower_app_dir
+from fedbd.config.plans import DetectionPlan, EvasionPlan
+from fedbd.config.scenario import from_dict
+from fedbd.config.schema import Method
 from fedbd.errors import MethodRefused
 from fedbd.flower.app_loader import load_component
 from fedbd.metrics import predict
-from fedbd.plans import DetectionPlan, EvasionPlan
 from fedbd.prepared import Prepared, prepare
-from fedbd.scenario import from_dict
-from fedbd.schema import Method
+from fedbd.running.engines import flower_app_dir
 from fedbd.seeding import torch_rng
 from fedbd.training import TrainingPlan, train
 from fedbd.types import Samples

@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import nn
 
-from fedbd.engines import flower_app_dir
+from fedbd.config.run_text import message_text
+from fedbd.config.scenario import from_dict, twin_of
+from fedbd.config.schema import Method
 from fedbd.errors import MethodRefused
 from fedbd.flower.app_loader import load_component
 from fedbd.flower.mods import checksum
 from fedbd.flower.outcome import Outcome
 from fedbd.params import flatten
 from fedbd.prepared import Prepared, prepare
-from fedbd.record import RunFolder, read_rounds
-from fedbd.run_text import message_text
-from fedbd.scenario import from_dict, twin_of
-from fedbd.schema import Method
+from fedbd.records.record import RunFolder, read_rounds
+from fedbd.running.engines import flower_app_dir
 from fedbd.types import Clues, TrustedData
 
 Rounds: Any = load_component(flower_app_dir(), "server", "step", "Rounds")
@@ -74,7 +74,7 @@ def prepared_with(**fields: Any) -> Prepared:
 
 
 def with_cleanups(prepared: Prepared, *plans: tuple[Any, str, float | None]) -> Prepared:
-    from fedbd.plans import CleanupPlan
+    from fedbd.config.plans import CleanupPlan
 
     cleanups = tuple(
         CleanupPlan(method=Method("x", impl), label=f"c{i}", mode=mode, rollback=rollback)  # type: ignore[arg-type]
@@ -171,7 +171,7 @@ def test_cleanups_chain_their_clues_and_in_loop_models(tmp_path: Path) -> None:
 
 
 def test_a_method_that_cannot_act_says_so(tmp_path: Path) -> None:
-    from fedbd.plans import DetectionPlan
+    from fedbd.config.plans import DetectionPlan
 
     prepared = with_cleanups(prepared_with(), (Refusing(), "in_loop", 0.1))
     plan = DetectionPlan(method=Method("x", Refusing()), samples=20)
@@ -327,7 +327,7 @@ def first_scales(weights: Any, prepared: Prepared) -> Any:
 
 @pytest.mark.parametrize("mask", ["persist", "release"])
 def test_a_mask_persists_or_is_released(mask: str, tmp_path: Path) -> None:
-    from fedbd.plans import CleanupPlan
+    from fedbd.config.plans import CleanupPlan
 
     prepared = prepared_with()
     plan = CleanupPlan(method=Method("x", Pruner()), mode="in_loop", rounds=(2,), rollback=None, mask=mask)  # type: ignore[arg-type]
@@ -347,7 +347,7 @@ def test_a_mask_persists_or_is_released(mask: str, tmp_path: Path) -> None:
 
 
 def test_only_an_oracle_is_told_the_trigger_and_it_tells_nobody(tmp_path: Path) -> None:
-    from fedbd.plans import CleanupPlan
+    from fedbd.config.plans import CleanupPlan
 
     prepared = prepared_with()
     plans = (
@@ -364,7 +364,7 @@ def test_only_an_oracle_is_told_the_trigger_and_it_tells_nobody(tmp_path: Path) 
 
 
 def test_a_method_that_only_finds_clues_has_no_before_and_after(tmp_path: Path) -> None:
-    from fedbd.plans import CleanupPlan
+    from fedbd.config.plans import CleanupPlan
 
     prepared = prepared_with()
     prepared = with_plans(prepared, CleanupPlan(method=Method("c", Finder()), label="finder"))
@@ -376,7 +376,7 @@ def test_a_method_that_only_finds_clues_has_no_before_and_after(tmp_path: Path) 
 
 
 def test_all_to_all_has_no_right_label_and_tells_an_oracle_none(tmp_path: Path) -> None:
-    from fedbd.plans import CleanupPlan
+    from fedbd.config.plans import CleanupPlan
 
     prepared = prepared_with(attacks=[{**RAW["attacks"][0], "target": "all_to_all"}])
     plans = (
@@ -392,7 +392,7 @@ def test_all_to_all_has_no_right_label_and_tells_an_oracle_none(tmp_path: Path) 
 
 
 def test_relearning_goes_on_from_what_acted_and_from_what_nothing_repaired(tmp_path: Path) -> None:
-    from fedbd.plans import CleanupPlan, EvaluationPlan
+    from fedbd.config.plans import CleanupPlan, EvaluationPlan
 
     prepared = prepared_with()
     scenario = dataclasses.replace(prepared.scenario, evaluation=EvaluationPlan(twin=False, relearn=(1,)))
@@ -412,7 +412,7 @@ def test_relearning_goes_on_from_what_acted_and_from_what_nothing_repaired(tmp_p
 
 
 def test_polluted_clients_detections_are_pooled(tmp_path: Path) -> None:
-    from fedbd.plans import DetectionPlan
+    from fedbd.config.plans import DetectionPlan
 
     prepared = prepared_with()
     plan = DetectionPlan(method=Method("x", Refusing()), where="training")
@@ -451,7 +451,7 @@ class Regrowing:
 
 
 def test_a_mask_holds_for_the_methods_behind_it_and_in_the_relearning_test(tmp_path: Path) -> None:
-    from fedbd.plans import CleanupPlan, EvaluationPlan
+    from fedbd.config.plans import CleanupPlan, EvaluationPlan
 
     in_loop: dict[str, Any] = {"mode": "in_loop", "rollback": None}
     prepared = prepared_with()
@@ -477,7 +477,7 @@ def test_a_mask_holds_for_the_methods_behind_it_and_in_the_relearning_test(tmp_p
 
 @pytest.mark.parametrize("acts", [True, False])
 def test_the_optimizer_is_reset_where_something_was_repaired(acts: bool, tmp_path: Path) -> None:
-    from fedbd.plans import CleanupPlan
+    from fedbd.config.plans import CleanupPlan
 
     prepared = prepared_with()
     method = Method("b", Regrowing(acts=acts))
@@ -487,10 +487,10 @@ def test_the_optimizer_is_reset_where_something_was_repaired(acts: bool, tmp_pat
 
 
 def test_models_of_chosen_rounds_are_kept_and_inspected_by_themselves(tmp_path: Path) -> None:
+    from fedbd.central.subject import Asked, load_subject
+    from fedbd.config.plans import EvaluationPlan
+    from fedbd.config.run_text import scenario_text
     from fedbd.models.checkpoint import load_checkpoint
-    from fedbd.plans import EvaluationPlan
-    from fedbd.run_text import scenario_text
-    from fedbd.subject import Asked, load_subject
 
     prepared = prepared_with()
     scenario = dataclasses.replace(prepared.scenario, evaluation=EvaluationPlan(twin=False, keep_models=(2,)))
@@ -514,7 +514,7 @@ def test_models_of_chosen_rounds_are_kept_and_inspected_by_themselves(tmp_path: 
 
 def test_a_roll_back_judges_what_would_be_served(tmp_path: Path) -> None:
     """Behind a mask that persists a method that needs the masked channels is judged without them."""
-    from fedbd.plans import CleanupPlan
+    from fedbd.config.plans import CleanupPlan
 
     prepared = prepared_with()
     counts = torch.bincount(prepared.federation.trusted.validate.labels)

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fedbd.config.scenario import Scenario, from_dict
 from fedbd.defenses.aggregation.masa import MASA, median_deviation_scores
 from fedbd.errors import MethodRefused
 from fedbd.params import assign, flatten
 from fedbd.prepared import prepare
-from fedbd.runs import run
-from fedbd.scenario import Scenario, from_dict
+from fedbd.running.runs import run
 from fedbd.training import TrainingPlan, train
 from fedbd.types import Cohort, Need, Samples, TrustedData, Vector
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedbd.config.schema import parse
 from fedbd.defenses.cleanup.flain import FLAIN
 from fedbd.defenses.cleanup.input_neurons import weight_of
 from fedbd.errors import MethodRefused
 from fedbd.metrics import predict
 from fedbd.models.mlp import Mlp
-from fedbd.schema import parse
 from fedbd.training import TrainingPlan, train
 from fedbd.types import Cleanup, Clues, Samples, TrustedData
 

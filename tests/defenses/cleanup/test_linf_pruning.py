@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedbd.config.schema import parse
 from fedbd.defenses.cleanup import linf_pruning
 from fedbd.defenses.cleanup.linf_pruning import LinfPruning
 from fedbd.errors import MethodRefused, UserError
 from fedbd.metrics import predict
 from fedbd.models.cnn import Cnn
 from fedbd.models.mlp import Mlp
-from fedbd.schema import parse
 from fedbd.types import Cleanup, Clues, Samples, TrustedData
 
 CLASSES, SIDE, BACKDOOR = 4, 6, 2

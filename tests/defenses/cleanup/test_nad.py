@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from fedbd.config.schema import parse
 from fedbd.defenses.cleanup.finetune import FineTune, tune
 from fedbd.defenses.cleanup.nad import NAD, distill
 from fedbd.errors import MethodRefused
@@ -16,7 +17,6 @@ from fedbd.metrics import predict
 from fedbd.models.cnn import Cnn
 from fedbd.models.mlp import Mlp
 from fedbd.models.wrn import Wrn
-from fedbd.schema import parse
 from fedbd.types import Cleanup, Clues, Samples
 
 FIELDS: dict[str, Any] = {

@@ -106,7 +106,8 @@ def _folder(out: Path, scenario: Scenario) -> Path:
 
 
 def _done(out: Path, scenario: Scenario) -> bool:
-    return (read_summary(_folder(out, scenario)) or {}).get("status") == FINISHED
+    summary = read_summary(_folder(out, scenario)) or {}
+    return summary.get("status") == FINISHED and summary["planned_rounds"] == scenario.rounds
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from fedbd.config.schema import parse
 from fedbd.errors import Problem
 from fedbd.models.checkpoint import load_checkpoint
 from fedbd.registry import resolve
+from fedbd.summary import gave_up_target
 from fedbd.types import Clues
 
 PLAN = Path(__file__).resolve().parents[1] / "scenarios" / "central" / "cifar10-badnets.yaml"
@@ -37,7 +38,6 @@ class Arm:
     chain: tuple[dict[str, Any], ...]
     trusted: int = 500
     validate_share: float = 0.2
-    notes: str = field(default="")
 
 
 RNP = {"name": "rnp", "augment": "crop_flip"}
@@ -47,6 +47,8 @@ ARMS = {
     "nad": Arm(({"name": "nad"},), 2500),
     "fine_pruning": Arm(({"name": "fine_pruning"},), 2500),
     "rnp": Arm((RNP,), 500),
+    "rnp, threshold 0.2": Arm(({**RNP, "threshold": 0.2},), 500),
+    "rnp, threshold 0.3": Arm(({**RNP, "threshold": 0.3},), 500),
     "rnp, mask rate 0.05, within 0.1": Arm(({**RNP, "recover_lr": 0.05, "keep_within": 0.1},), 500),
     "finetune, 500": Arm(({"name": "finetune"},), 500),
     "rnp > finetune unlearned": Arm((RNP, {"name": "finetune", "start": "unlearned"}), 2500),
@@ -128,10 +130,9 @@ def one_seed(plan: CentralPlan, data: CentralData, folder: Path, out: Path, arms
             chain=len(arm.chain) > 1,
         )
         lines = [{**row.flat(), "notes": row.repaired.notes} for row in rows]
-        start = {key: lines[0][f"{key}_before"] for key in ("clean_accuracy", "attack_success")}
-        lines = [{**line, "chain_start": start} for line in lines]
         file = place(out, name, plan.seed)
-        file.with_suffix(".part").write_text(json.dumps(lines, default=str) + "\n", encoding="utf-8")
+        text = json.dumps({"arm": asdict(arm), "steps": lines}, default=str)
+        file.with_suffix(".part").write_text(text + "\n", encoding="utf-8")
         file.with_suffix(".part").rename(file)  # a killed study leaves no half result
         last = lines[-1]
         print(
@@ -144,18 +145,34 @@ def place(out: Path, name: str, seed: int) -> Path:
 
 
 def results_of(out: Path, arms: dict[str, Arm]) -> dict[str, dict[int, dict[str, Any]]]:
-    """Return the last row of each arm and seed that was measured."""
+    """Return by arm and seed what its last step left, with what its first one was given and the seconds of all.
+
+    A file of another chain or budget than the arm's is no result of it.
+    """
     found: dict[str, dict[int, dict[str, Any]]] = {}
-    for name in arms:
-        for seed in range(1, 20):
-            if place(out, name, seed).exists():
-                found.setdefault(name, {})[seed] = json.loads(place(out, name, seed).read_text())[-1]
-    return found
+    for name, arm in arms.items():
+        prefix = place(out, name, 0).stem.removesuffix("0")
+        for file in sorted(out.glob(f"{prefix}*.json")):
+            seed = file.stem.removeprefix(prefix)
+            if not seed.isdecimal():
+                continue
+            held = json.loads(file.read_text(encoding="utf-8"))
+            if held["arm"] != json.loads(json.dumps(asdict(arm))):
+                raise SystemExit(
+                    f"{file} is of another arm than '{name}' is now: remove it, or run it into another folder"
+                )
+            steps = held["steps"]
+            first = {key: value for key, value in steps[0].items() if key.endswith("_before")}
+            whole = {"seconds": sum(step["seconds"] for step in steps), **first}
+            found.setdefault(name, {})[int(seed)] = {**steps[-1], **whole}
+    return {name: dict(sorted(lines.items())) for name, lines in found.items()}
 
 
 def show(out: Path) -> None:
-    print("| arm | clean data | seeds | acted | CA % | ASR % | floor % | CA change, points | s |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    titles = ["arm", "clean data", "seeds", "acted", "CA %", "without target class", "target class", "ASR %", "floor %"]
+    titles += ["CA change, points", "s"]
+    print("| " + " | ".join(titles) + " |")
+    print("|---" * len(titles) + "|")
     results = results_of(out, ARMS)
     for name, lines in results.items():
         print(row(name, ARMS[name], list(lines.values())))
@@ -170,7 +187,8 @@ def row(name: str, arm: Arm, lines: list[dict[str, Any]]) -> str:
             return "-"
         return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
-    change = [100 * (line["clean_accuracy_after"] - line["chain_start"]["clean_accuracy"]) for line in lines]
+    change = [100 * (line["clean_accuracy_after"] - line["clean_accuracy_before"]) for line in lines]
+    lost = sum(lost_target(line) for line in lines)
     mark = " †" if any(line["oracle"] for line in lines) else ""
     cells = [
         name + mark,
@@ -178,12 +196,20 @@ def row(name: str, arm: Arm, lines: list[dict[str, Any]]) -> str:
         str(len(lines)),
         f"{sum(line['acted'] for line in lines)} of {len(lines)}",
         spread("clean_accuracy_after"),
+        spread("clean_accuracy_without_target_after"),
+        spread("target_class_accuracy_after") + (f" ‡ {lost} of {len(lines)}" if lost else ""),
         spread("attack_success_after"),
         spread("attack_success_floor"),
         f"{statistics.mean(change):+.1f}",
         f"{statistics.mean(line['seconds'] for line in lines):.0f}",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def lost_target(line: dict[str, Any]) -> bool:
+    """Say whether a repair gave the target class up."""
+    key = "target_class_accuracy"
+    return gave_up_target({key: line[f"{key}_before"]}, {key: line[f"{key}_after"]})
 
 
 def paired(results: dict[str, dict[int, dict[str, Any]]], first: str, second: str) -> None:

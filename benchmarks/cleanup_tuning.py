@@ -6,7 +6,8 @@
 
 Each method has eight trials. Half of the held-out images are there to trust, the other half to judge by: no test image
 is seen. Chosen is the trial with the highest mean of CA - ASR, which takes the real trigger: a choice that a defender
-could not make, and the same one for every method. Each result is a file in OUT; what is there is not computed again.
+could not make, and the same one for every method; and the one among those that acted on every seed and nowhere gave the
+target class up. Each result is a file in OUT; what is there is not computed again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from central_table import PLAN, Arm, one_seed, place, results_of
+from central_table import PLAN, Arm, lost_target, one_seed, place, results_of
 
 from fedbd.central.plan import CentralData, assemble_central, load_central
 
@@ -76,17 +77,20 @@ def run(folder: Path, out: Path, seeds: list[int], methods: list[str]) -> None:
 
 
 def show(out: Path) -> None:
-    print("| method | seeds | fields | CA % | ASR % | chosen |")
-    print("|---|---|---|---|---|---|")
+    print("| method | seeds | fields | CA % | target class | ASR % | highest CA - ASR | highest that keeps the class |")
+    print("|---" * 8 + "|")
     arms = trials()
     for method, found in by_method(out).items():
         best = max(found, key=lambda name: gain(found[name]))
+        keeping = [name for name, lines in found.items() if not any(map(lost_target, lines)) and acted(lines)]
+        kept = max(keeping, key=lambda name: gain(found[name]), default=None)
         for name, lines in found.items():
             common = {"name", *COMMON.get(method, {})}
             fields = {key: value for key, value in arms[name].chain[0].items() if key not in common}
             text = ", ".join(f"{key} {value}" for key, value in fields.items())
-            ca, asr = (f"{100 * mean(lines, key):.1f}" for key in ("clean_accuracy_after", "attack_success_after"))
-            print(f"| {method} | {len(lines)} | {text} | {ca} | {asr} | {'yes' if name == best else ''} |")
+            keys = ("clean_accuracy_after", "target_class_accuracy_after", "attack_success_after")
+            cells = [method, str(len(lines)), text, *(f"{100 * mean(lines, key):.1f}" for key in keys)]
+            print("| " + " | ".join([*cells, "yes" if name == best else "", "yes" if name == kept else ""]) + " |")
 
 
 def by_method(out: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
@@ -99,6 +103,11 @@ def by_method(out: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
 
 def mean(lines: list[dict[str, Any]], key: str) -> float:
     return float(statistics.mean(line[key] for line in lines))
+
+
+def acted(lines: list[dict[str, Any]]) -> bool:
+    """Say whether a trial acted on every seed."""
+    return all(line["acted"] for line in lines)
 
 
 def gain(lines: list[dict[str, Any]]) -> float:

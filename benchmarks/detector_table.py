@@ -4,7 +4,8 @@
     python benchmarks/detector_table.py show OUT
 
 MODELS as in central_table.py. Incoming inputs are test images with the labels that the model predicts, 1,000 clean and
-1,000 triggered, then 500 of each kind with adversarial ones (PGD, FGSM; 100 of each kind with CW, which is slow).
+1,000 triggered; then, as `fedbd detect --adversarial` has it, 500 of each kind (100 with CW, which is slow):
+adversarial examples that the model gets wrong, of images that it gets right, and other clean images that it gets right.
 Training data are 5,000 of the poisoned training set with their labels as given. Trusted data: 500 held-out images.
 """
 
@@ -13,21 +14,20 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from central_table import PLAN, build, models
+from numpy.typing import NDArray
 
-from fedbd import targets
-from fedbd.central.plan import CentralData, assemble_central, load_central
-from fedbd.errors import MethodRefused
-from fedbd.metrics import predict, roc_auc, score_measures
+from fedbd.central.plan import assemble_central, load_central
 from fedbd.registry import METHODS
+from fedbd.sample_detection import PAIRS, Served, incoming, three_ways, tried
 from fedbd.seeding import numpy_rng, torch_rng
-from fedbd.types import Samples, TrustedData, quantized
+from fedbd.types import Evasion, Notes, Samples
 
 DETECTORS: dict[str, dict[str, Any]] = {
     "rnp_unlearned": {"name": "rnp_unlearned", "augment": "crop_flip"},
@@ -44,21 +44,24 @@ DETECTORS: dict[str, dict[str, Any]] = {
     "frequency": {"name": "frequency"},
 }
 EVASIONS = {"fgsm": 500, "pgd": 500, "cw": 100}
-PAIRS = {"clean/adversarial": (0, 1), "clean/backdoor": (0, 2), "adversarial/backdoor": (1, 2)}
 
 
-def served(model: torch.nn.Module, images: torch.Tensor) -> Samples:
-    return Samples(images, torch.as_tensor(predict(model, images)))
+class Once:
+    """An evasion that makes its adversarial examples once: all detectors are tried on the same."""
 
+    def __init__(self, evasion: Evasion) -> None:
+        self.evasion = evasion
+        self.made: tuple[torch.Tensor, torch.Tensor, Notes] | None = None
 
-def mixed(model: torch.nn.Module, kinds: list[torch.Tensor], seed: int) -> tuple[Samples, np.ndarray]:
-    images, kind = torch.cat(kinds), np.repeat(np.arange(len(kinds)), [len(each) for each in kinds])
-    order = numpy_rng(seed, "mixed").permutation(len(images))
-    return served(model, images[torch.as_tensor(order)]), kind[order]
-
-
-def stamped(trigger: Any, images: torch.Tensor) -> torch.Tensor:
-    return quantized(trigger.stamp(images.float() / 255))
+    def perturb(
+        self, model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, rng: torch.Generator
+    ) -> tuple[torch.Tensor, Notes]:
+        """Return what the evasion made of these images, anew or as it was."""
+        if self.made is None:
+            self.made = (images, *self.evasion.perturb(model, images, labels, rng))
+        if not torch.equal(images, self.made[0]):
+            raise ValueError("other images than those that the examples were made of")
+        return self.made[1:]
 
 
 def one_seed(seed: int, folder: Path, out: Path) -> None:
@@ -68,86 +71,64 @@ def one_seed(seed: int, folder: Path, out: Path) -> None:
     if not both or plan.poison is None:
         print(f"seed {seed}: no model in {folder}")
         return
+    planted = [(plan.poison.trigger.impl, plan.poison.target)]
     trusted = data.trusted(500, 0.5, seed)
-    sets = inputs(data, both[0], plan.poison.trigger.impl, plan.poison.target, seed)
-    if len(both) > 1:
-        sets["twin"] = inputs(data, both[1], plan.poison.trigger.impl, plan.poison.target, seed, ())["incoming"]
+    on = {
+        where: Served(model=model, test=data.dataset.test, trusted=trusted)
+        for where, model in zip(("incoming", "twin"), both, strict=False)  # there may be no twin
+    }
+    inputs = {where: incoming(served, planted, 1000, torch_rng(seed, "incoming")) for where, served in on.items()}
+    rows = np.sort(numpy_rng(seed, "training").permutation(len(data.train))[:5000])
+    own = (data.train.subset(rows), np.isin(rows, data.poisoned))
+    evasions = {name: Once(build("evasion", {"name": name})) for name in EVASIONS}
     for name, fields in DETECTORS.items():
         file = out / f"{name.replace(', ', '_').replace(' ', '_')}-{seed}.json"
         if file.exists():
             continue
-        found = {}
-        for where, (samples, kind) in sets.items():
-            model = both[1] if where == "twin" else both[0]
-            found[where] = judged(build("detection", fields), model, samples, kind, trusted, where, seed)
-        file.write_text(json.dumps(found) + "\n", encoding="utf-8")
+        detector, found = build("detection", fields), {}
+        for where, served in on.items():
+            samples, triggered, _ = inputs[where]
+            found[where] = judged(served, detector, samples, triggered, seed)
+        if "reason" not in found["incoming"]:
+            found["training"] = on_training_data(on["incoming"], detector, own, seed)
+            samples, triggered, _ = inputs["incoming"]
+            caught = samples.images[torch.as_tensor(triggered)]
+            found |= against(on["incoming"], detector, evasions, caught, seed)
+        file.with_suffix(".part").write_text(json.dumps(found) + "\n", encoding="utf-8")
+        file.with_suffix(".part").rename(file)
         print(seed, name, {where: values.get("auc") for where, values in found.items()}, flush=True)
 
 
-def inputs(
-    data: CentralData,
-    model: torch.nn.Module,
-    trigger: Any,
-    target: targets.Target,
-    seed: int,
-    evasions: Any = tuple(EVASIONS),
-) -> dict[str, tuple[Samples, np.ndarray]]:
-    """Return by name the samples and of each what it is: 0 clean, 1 adversarial (or poisoned), 2 triggered."""
-    test = data.dataset.test
-    order = torch.as_tensor(numpy_rng(seed, "inputs").permutation(len(test)))
-    clean, rest = test.images[order[:1000]], order[1000:]
-    others = rest[targets.victims(test.labels[rest], target)]
-    triggered = stamped(trigger, test.images[others[:1000]])
-    samples, kind = mixed(model, [clean, triggered], seed)
-    found = {"incoming": (samples, kind)}
-    right = torch.as_tensor(predict(model, test)) == test.labels
-    victims = others[1000:][right[others[1000:]]]
-    for name in evasions:
-        count = EVASIONS[name]
-        chosen = test.subset(victims[:count])
-        made, _ = build("evasion", {"name": name}).perturb(
-            model, chosen.images.float() / 255, chosen.labels, torch_rng(seed, name)
-        )
-        images = quantized(made)
-        fooled = images[torch.as_tensor(predict(model, images)) != chosen.labels]
-        found[name] = mixed(model, [clean[:count], fooled, triggered[:count]], seed)
-    if evasions:
-        rows = np.sort(numpy_rng(seed, "training").permutation(len(data.train))[:5000])
-        found["training"] = (data.train.subset(rows), np.isin(rows, data.poisoned).astype(np.int64))
+def judged(served: Served, detector: Any, samples: Samples, truth: NDArray[np.bool_], seed: int) -> dict[str, Any]:
+    _, line = tried(served, detector, samples, truth, torch_rng(seed, "score"), numpy_rng(seed, "shuffled"))
+    notes = line.pop("notes")
+    return line if line["auc"] is not None else {"reason": notes.get("reason")}
+
+
+def on_training_data(
+    served: Served, detector: Any, own: tuple[Samples, NDArray[np.bool_]], seed: int
+) -> dict[str, Any]:
+    if getattr(detector, "needs_trusted", False):
+        return {"reason": "a client holds no trusted data"}
+    return judged(replace(served, trusted=None), detector, *own, seed)
+
+
+def against(
+    served: Served, detector: Any, evasions: dict[str, Once], triggered: torch.Tensor, seed: int
+) -> dict[str, Any]:
+    found = {}
+    for name, evasion in evasions.items():
+        order, rng = torch_rng(seed, "adversarial"), torch_rng(seed, name)
+        found |= three_ways(served, detector, {name: evasion}, triggered, EVASIONS[name], order, lambda _, rng=rng: rng)
     return found
 
 
-def judged(
-    detector: Any,
-    model: torch.nn.Module,
-    samples: Samples,
-    kind: np.ndarray,
-    trusted: TrustedData,
-    where: str,
-    seed: int,
-) -> dict[str, Any]:
-    if where == "training" and getattr(detector, "needs_trusted", False):
-        return {"reason": "a client holds no trusted data"}
-    started = time.perf_counter()
-    try:
-        given = None if where == "training" else trusted
-        scores, _ = detector.score(model, samples, given, torch_rng(seed, "score"))
-    except MethodRefused as refusal:
-        return {"reason": str(refusal)}
-    seconds = time.perf_counter() - started
-    if where in EVASIONS:
-        pairs = {name: roc_auc(scores[kind == high], scores[kind == low]) for name, (low, high) in PAIRS.items()}
-        return {**pairs, "examples": int((kind == 1).sum()), "seconds": seconds}
-    return {**score_measures(scores, kind > 0, numpy_rng(seed, "shuffled")), "seconds": seconds}
-
-
 def show(out: Path) -> None:
-    print(
-        "| detector | clean/backdoor AUC | shuffled | on the twin | TPR at 5 % FPR | training data | "
-        + " | ".join(f"{evasion} {pair}" for evasion in EVASIONS for pair in PAIRS if pair != "clean/backdoor")
-        + " | s, 2,000 inputs |"
-    )
-    print("|---" * (7 + 2 * len(EVASIONS)) + "|")
+    asked = [(evasion, pair) for evasion in EVASIONS for pair in PAIRS if pair != "clean_backdoor"]
+    titles = [f"{evasion} {pair.replace('_', '/')}" for evasion, pair in asked]
+    titles = ["clean/backdoor AUC", "shuffled", "on the twin", "TPR at 5 % FPR", "training data", *titles]
+    print("| " + " | ".join(["detector", "seeds", *titles, "s, 2,000 inputs"]) + " |")
+    print("|---" * (3 + len(titles)) + "|")
     for name in DETECTORS:
         files = sorted(out.glob(f"{name.replace(', ', '_').replace(' ', '_')}-[0-9]*.json"))
         lines = [json.loads(file.read_text()) for file in files]
@@ -155,13 +136,14 @@ def show(out: Path) -> None:
             continue
         cells = [
             name,
+            ", ".join(file.stem.rpartition("-")[2] for file in files),
             spread(lines, "incoming", "auc"),
             spread(lines, "incoming", "auc_shuffled"),
             spread(lines, "twin", "auc"),
             spread(lines, "incoming", "tpr_at_fpr_5"),
             spread(lines, "training", "auc"),
         ]
-        cells += [spread(lines, evasion, pair) for evasion in EVASIONS for pair in PAIRS if pair != "clean/backdoor"]
+        cells += [spread(lines, evasion, pair) for evasion, pair in asked]
         print("| " + " | ".join([*cells, spread(lines, "incoming", "seconds", 1)]) + " |")
 
 

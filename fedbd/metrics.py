@@ -48,6 +48,15 @@ Stamp = Callable[[Tensor], Tensor]
 
 COLLAPSED_SHARE = 0.95
 COLLAPSED_MARGIN = 0.02
+BRIEF = (
+    "clean_accuracy",
+    "clean_accuracy_without_target",
+    "target_class_accuracy",
+    "attack_success",
+    "robust_accuracy",
+    "collapsed",
+)
+"""What is recorded of a model before and after a repair."""
 
 
 def logits(
@@ -146,12 +155,14 @@ class AttackMeasures(TypedDict):
         attack_success: Share of triggered images, whose true label is not the target, that get the target.
         robust_accuracy: Share of the same images that get their true label.
         clean_accuracy_without_target: Accuracy on clean images whose true label is not the target; None all-to-all.
+        target_class_accuracy: Accuracy on clean images whose true label is the target; None all-to-all.
         evaluated_samples: Number of triggered images.
     """
 
     attack_success: float | None
     robust_accuracy: float | None
     clean_accuracy_without_target: float | None
+    target_class_accuracy: float | None
     evaluated_samples: int
 
 
@@ -162,6 +173,7 @@ class Evaluation:
     Attributes:
         clean_accuracy: Accuracy on the whole clean test set.
         clean_accuracy_without_target: The same without the first attack's target class; None without an attack.
+        target_class_accuracy: The same of that class alone.
         attack_success: The worst (largest) over attacks; None without an attack.
         robust_accuracy: That of the worst attack.
         per_attack: Every attack's own measures, by its name.
@@ -171,6 +183,7 @@ class Evaluation:
 
     clean_accuracy: float | None
     clean_accuracy_without_target: float | None
+    target_class_accuracy: float | None
     attack_success: float | None
     robust_accuracy: float | None
     per_attack: Mapping[str, AttackMeasures]
@@ -182,9 +195,8 @@ class Evaluation:
         return asdict(self)
 
     def brief(self) -> dict[str, Any]:
-        """Return what ``before``, ``after`` and ``twin_after`` of a cleanup's record hold."""
-        names = ("clean_accuracy", "attack_success", "robust_accuracy", "collapsed")
-        return {name: getattr(self, name) for name in names}
+        """Return ``BRIEF``: what ``before``, ``after`` and ``twin_after`` of a cleanup's record hold."""
+        return {name: getattr(self, name) for name in BRIEF}
 
 
 def evaluate(
@@ -219,6 +231,7 @@ def evaluate(
             "attack_success": _share(hit == wanted),
             "robust_accuracy": _share(hit == _labels(own)[rows]),
             "clean_accuracy_without_target": None if target == ALL_TO_ALL else _share(clean == truth, truth != target),
+            "target_class_accuracy": None if target == ALL_TO_ALL else _share(clean == truth, truth == target),
             "evaluated_samples": int(rows.size),
         }
     first = next(iter(measured.values()), None)
@@ -226,6 +239,7 @@ def evaluate(
     return Evaluation(
         clean_accuracy=_share(clean == truth),
         clean_accuracy_without_target=first and first["clean_accuracy_without_target"],
+        target_class_accuracy=first and first["target_class_accuracy"],
         attack_success=worst and worst["attack_success"],
         robust_accuracy=worst and worst["robust_accuracy"],
         per_attack=measured,

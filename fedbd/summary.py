@@ -20,6 +20,9 @@ LAST_ROUNDS = 10
 ALIVE = 0.5
 """The attack success from which a backdoor counts as alive."""
 
+TARGET_KEPT = 0.5
+"""A repair that leaves the target class less than this share of its accuracy gave that class up."""
+
 MEANINGLESS = ("attack_success", "robust_accuracy", "auc", "tpr_at_fpr_1", "tpr_at_fpr_5", "precision")
 """What says nothing where the model collapsed."""
 
@@ -282,9 +285,21 @@ def _cleanups(rounds: Sequence[Line]) -> dict[str, dict[str, Any]]:
             "rolled_back": sum(was_rolled_back(entry) for entry in entries),
             **{key: _numbers(values) for key, values in believed.items()},
             "collapsed_rounds": sum(values.get("collapsed") is True for values in after["after"]),
+            "gave_up_target_rounds": sum(gave_up_target(entry.get("before"), entry.get("after")) for entry in entries),
             "seconds": mean(entry.get("seconds") for entry in entries),
         }
     return found
+
+
+def gave_up_target(before: Line | None, after: Line | None) -> bool:
+    """Say whether a repair gave the target class up: its accuracy fell to less than half of what it was.
+
+    Channels that carry a trigger often carry the class that it leads to. A model that no longer knows that class has
+    a low attack success for this reason alone, and with many classes its clean accuracy hardly shows it. Half is
+    fedbd's own bound. False where one of the two was not measured (all-to-all, no attack).
+    """
+    had, has = ((measures or {}).get("target_class_accuracy") for measures in (before, after))
+    return had is not None and has is not None and bool(has < TARGET_KEPT * had)
 
 
 def was_rolled_back(entry: Line) -> bool:

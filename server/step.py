@@ -31,7 +31,6 @@ from .masking import Mask, apply_mask, joined, mask_from, mask_of, mask_state
 from .starting_point import StartingPoint
 
 MODELS = "models"
-CLEANED = ("clean_accuracy", "attack_success", "robust_accuracy", "collapsed")
 
 
 @dataclass
@@ -254,8 +253,8 @@ class Rounds:
             record[result.plan.key] = {
                 "mode": result.plan.mode,
                 "acted": result.acted,
-                "before": before and {name: getattr(before, name) for name in CLEANED},
-                "after": after and {name: getattr(after, name) for name in CLEANED},
+                "before": before and before.brief(),
+                "after": after and after.brief(),
                 "twin_after": twin["after"] if twin else None,
                 "seconds": result.seconds,
                 "notes": result.notes,

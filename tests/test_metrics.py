@@ -134,6 +134,7 @@ def test_evaluate_against_hand_counts():
             "attack_success": 2 / 6,
             "robust_accuracy": 4 / 6,
             "clean_accuracy_without_target": 4 / 6,  # clean answers [0, 1, 2, 2, 3, 0]
+            "target_class_accuracy": 2 / 2,  # clean answers [1, 1]
             "evaluated_samples": 6,
         },
         # classes 1, 2, 3 answer [0, 0, 0, 2, 3, 1]: target 0 three times, truth [1, 1, 2, 2, 3, 3] twice
@@ -141,6 +142,7 @@ def test_evaluate_against_hand_counts():
             "attack_success": 3 / 6,
             "robust_accuracy": 2 / 6,
             "clean_accuracy_without_target": 5 / 6,  # clean answers [1, 1, 2, 2, 3, 0]
+            "target_class_accuracy": 1 / 2,  # clean answers [0, 1]
             "evaluated_samples": 6,
         },
     }
@@ -150,6 +152,7 @@ def test_evaluate_against_hand_counts():
     assert list(found.as_record()) == [
         "clean_accuracy",
         "clean_accuracy_without_target",
+        "target_class_accuracy",
         "attack_success",
         "robust_accuracy",
         "per_attack",
@@ -158,6 +161,8 @@ def test_evaluate_against_hand_counts():
     ]
     assert found.brief() == {
         "clean_accuracy": 6 / 8,
+        "clean_accuracy_without_target": 4 / 6,
+        "target_class_accuracy": 1.0,  # both of the first attack's
         "attack_success": 3 / 6,
         "robust_accuracy": 2 / 6,
         "collapsed": False,
@@ -170,6 +175,7 @@ def test_all_to_all_wants_the_next_class_of_every_image():
     # wanted [1, 1, 2, 2, 3, 3, 0, 0], answers [1, 1, 0, 0, 0, 2, 3, 1]
     assert found.attack_success == 2 / 8
     assert found.per_attack["a2a"]["clean_accuracy_without_target"] is None
+    assert found.per_attack["a2a"]["target_class_accuracy"] is None
     assert found.per_attack["a2a"]["evaluated_samples"] == 8
 
 
@@ -185,6 +191,7 @@ def test_nothing_measured_is_none_never_zero():
     model, data = world()
     none = evaluate(model, data, {}, CLASSES)
     assert (none.attack_success, none.robust_accuracy, none.clean_accuracy_without_target) == (None, None, None)
+    assert none.target_class_accuracy is None
     only_target = evaluate(model, data.subset(np.array([0, 1])), {"x": (Plus(100), 0)}, CLASSES)
     assert only_target.attack_success is None
     assert only_target.per_attack["x"]["evaluated_samples"] == 0

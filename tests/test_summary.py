@@ -185,6 +185,16 @@ def full_run() -> list[dict]:
     return rounds
 
 
+def test_repairs_that_gave_the_target_class_up_are_counted():
+    lines = full_run()
+    for n, left in ((0, 0.1), (5, 0.39), (10, 0.4), (12, None)):
+        lines[n]["cleanup"]["rnp"]["before"]["target_class_accuracy"] = 0.8
+        lines[n]["cleanup"]["rnp"]["after"]["target_class_accuracy"] = left
+    rnp = summarize(lines, (2, 12), 20)["cleanup"]["rnp"]
+    assert rnp["gave_up_target_rounds"] == 1  # round 5's; 0.4 is half, None was not measured, round 0 does not count
+    assert rnp["before"]["target_class_accuracy"] == pytest.approx(0.8)
+
+
 def test_summary_by_hand():
     found = summarize(full_run(), (2, 12), 20)
     assert (found["rounds"], found["planned_rounds"], found["attack_window"]) == (12, 20, [2, 12])
@@ -199,6 +209,7 @@ def test_summary_by_hand():
     assert found["detection"] == {"strip": {"auc": pytest.approx((8 * 0.9 + 0.7) / 9), "tpr_at_fpr_1": None}}
     rnp = found["cleanup"]["rnp"]
     assert (rnp["mode"], rnp["rounds"], rnp["acted"], rnp["collapsed_rounds"]) == ("in_loop", 3, 2, 1)
+    assert rnp["gave_up_target_rounds"] == 0
     assert rnp["after"] == {
         "clean_accuracy": pytest.approx(0.8),
         "attack_success": pytest.approx(0.11),

@@ -15,13 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from fedbd.errors import MethodRefused
-from fedbd.metrics import evaluate
+from fedbd.metrics import BRIEF, evaluate
 from fedbd.seeding import torch_rng
+from fedbd.summary import gave_up_target
 from fedbd.targets import Target, one_label, victims
 from fedbd.types import Cleanup, Clues, Notes, Samples, Trigger, TrustedData, quantized
-
-MEASURES = ("clean_accuracy", "clean_accuracy_without_target", "attack_success", "robust_accuracy", "collapsed")
-"""What ``judge`` measures, with the names of a round's record."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +89,11 @@ class Row:
         return None if twin is None or twin["collapsed"] else twin["attack_success"]
 
     @property
+    def gave_up_target(self) -> bool:
+        """Whether it bought its low attack success with the target class (``metrics.gave_up_target``)."""
+        return gave_up_target(self.before, self.after)
+
+    @property
     def price(self) -> float | None:
         """Clean accuracy that the method costs on the twin, which has no backdoor to repair."""
         if self.twin_before is None or self.twin_after is None:
@@ -106,7 +109,7 @@ class Row:
             "reason": self.repaired.notes.get("reason"),
             "seconds": self.repaired.seconds,
         }
-        for name in MEASURES:
+        for name in BRIEF:
             plain |= {f"{name}_before": self.before[name], f"{name}_after": self.after[name]}
         return plain | {"attack_success_floor": self.floor, "clean_accuracy_price": self.price}
 
@@ -154,10 +157,9 @@ def repair(
 
 
 def judge(model: nn.Module, test: Samples, classes: int, trigger: Trigger | None, target: Target | None) -> Notes:
-    """Return ``MEASURES`` of a model on a test set; those of an attack are None without a trigger and a target."""
+    """Return ``metrics.BRIEF`` of a model on a test set; those of an attack are None without a trigger and a target."""
     triggers = {} if trigger is None or target is None else {"trigger": (trigger, target)}
-    found = evaluate(model, test, triggers, classes)
-    return {name: getattr(found, name) for name in MEASURES}
+    return evaluate(model, test, triggers, classes).brief()
 
 
 def stamped_inputs(samples: Samples, trigger: Trigger, target: Target, most: int = 100) -> Tensor:

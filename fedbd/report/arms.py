@@ -189,8 +189,10 @@ def _acted_text(runs: Sequence[RunView], name: str, mode: str) -> str:
     found = [entry for run in runs if (entry := run.summary["cleanup"].get(name)) and entry["mode"] == mode]
     acted, ran = sum(entry["acted"] for entry in found), sum(entry["rounds"] for entry in found)
     undone = sum(entry.get("rolled_back", 0) for entry in found)
-    text = f"acted {acted} of {ran} times" if acted < ran else ""
-    return f"{text}\n  ({undone} rolled back)" if undone else text
+    lost = sum(entry.get("gave_up_target_rounds", 0) for entry in found)
+    texts = [f"acted {acted} of {ran} times" if acted < ran else "", f"({undone} rolled back)" if undone else ""]
+    texts += [f"gave the target class up {lost} of {ran} times" if lost else ""]
+    return "\n  ".join(text for text in texts if text)
 
 
 def _cleaned_collapsed(run: RunView, name: str, mode: str) -> bool:

@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fedbd.report.console import percent, success_style
+from fedbd.report.repair_table import GAVE_UP
 from fedbd.report.run_view import RunView, is_oracle
-from fedbd.summary import was_rolled_back
+from fedbd.summary import gave_up_target, was_rolled_back
 
 Row = dict[str, Any]
 CONTROLS = {"none": "not repaired", "twin": "attack-free twin"}
@@ -22,8 +23,9 @@ def cleanup_rows(run: RunView) -> list[Row]:
 
     Names: ``round``, ``method``, ``mode``, ``oracle``, ``acted``, ``clean_accuracy``, ``attack_success``,
     ``attack_success_floor``, ``twin_clean_accuracy`` and ``twin_attack_success`` (the same cleanup on the attack-free
-    twin), ``collapsed``, ``seconds``, ``reason`` (why it did not act, or was rolled back), ``rolled_back``. Shares are
-    fractions of 1; what was not measured is None. Methods that only find clues are left out.
+    twin), ``clean_accuracy_without_target``, ``target_class_accuracy``, ``gave_up_target``, ``collapsed``, ``seconds``,
+    ``reason`` (why it did not act, or was rolled back), ``rolled_back``. Shares are fractions of 1; what was not
+    measured is None. Methods that only find clues are left out.
     """
     oracles = _oracles(run.scenario)
     rows = []
@@ -51,6 +53,9 @@ def _row(round_: int, method: str, entry: Mapping[str, Any], floor: float | None
         "attack_success_floor": floor,
         "twin_clean_accuracy": twin.get("clean_accuracy"),
         "twin_attack_success": twin.get("attack_success"),
+        "clean_accuracy_without_target": after.get("clean_accuracy_without_target"),
+        "target_class_accuracy": after.get("target_class_accuracy"),
+        "gave_up_target": gave_up_target(entry.get("before"), after),
         "collapsed": after.get("collapsed"),
         "seconds": entry.get("seconds"),
         "reason": _reason(entry),
@@ -109,8 +114,9 @@ def _cell(row: Row | None) -> Text:
     if row["acted"] is False:
         return Text("rolled back" if row["rolled_back"] else "did not act", "yellow")
     text = Text(percent(row["clean_accuracy"]))
-    text.append("!" if row["collapsed"] else "", "bold magenta").append(" / ")
-    style = success_style(row["attack_success"], row["attack_success_floor"], row["collapsed"])
+    marks = ("!" if row["collapsed"] else "") + ("‡" if row["gave_up_target"] else "")
+    text.append(marks, "bold magenta").append(" / ")
+    style = success_style(row["attack_success"], row["attack_success_floor"], bool(marks))
     return text.append(percent(row["attack_success"]), style)
 
 
@@ -146,6 +152,8 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         found.append(f"{method} was rolled back ({'; '.join(rounds)})")
     if any(row["oracle"] for row in rows):
         found.append("† uses knowledge that no defender has (oracle).")
+    if any(row["gave_up_target"] for row in rows):
+        found.append(GAVE_UP)
     if any(row["collapsed"] for row in rows):
         found.append("! collapsed: its ASR says nothing.")
     return found

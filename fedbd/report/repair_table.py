@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Cell = Callable[["Row"], Text]
 Notes = Mapping[str, Any]
 WITHOUT = "clean_accuracy_without_target"
+TARGET = "target_class_accuracy"
+GAVE_UP = "‡ gave the target class up (less than half of its accuracy is left): a low ASR follows from that alone."
 
 
 def render_repairs(console: Console, rows: Sequence[Row], *, chain: bool = False) -> None:
@@ -35,6 +37,7 @@ def render_repairs(console: Console, rows: Sequence[Row], *, chain: bool = False
     attacked = rows[0].before["attack_success"] is not None
     if attacked:
         columns.append(("CA % without\ntarget class", lambda row: Text(percent(row.after[WITHOUT]))))
+        columns.append(("target\nclass %", _target_class))
         columns.append(("ASR %", _success))
     if rows[0].twin_after is not None:
         if attacked:
@@ -80,6 +83,11 @@ def _clean(row: Row) -> Text:
     return text.append("!", "bold magenta") if row.after["collapsed"] else text
 
 
+def _target_class(row: Row) -> Text:
+    text = _pair(row.before[TARGET], row.after[TARGET])
+    return text.append("‡", "bold magenta") if row.gave_up_target else text
+
+
 def _pair(before: float | None, after: float | None) -> Text:
     return Text(f"{percent(before)} → {percent(after)}")
 
@@ -87,7 +95,7 @@ def _pair(before: float | None, after: float | None) -> Text:
 def _success(row: Row) -> Text:
     before, after = row.before, row.after
     text = Text().append(f"{percent(before['attack_success']):>5}", success_style(before["attack_success"]))
-    style = success_style(after["attack_success"], row.floor, after["collapsed"])
+    style = success_style(after["attack_success"], row.floor, after["collapsed"] or row.gave_up_target)
     return text.append(" → ").append(f"{percent(after['attack_success']):>5}", style)
 
 
@@ -113,6 +121,8 @@ def repair_notes(rows: Sequence[Row], *, chain: bool = False) -> list[str]:
         notes.append("found: the method repairs nothing, it finds clues for the next one (--chain).")
     if any(_collapsed(row) for row in rows):
         notes.append("! collapsed: its ASR says nothing.")
+    if any(row.gave_up_target for row in rows):
+        notes.append(GAVE_UP)
     if any(row.oracle for row in rows):
         notes.append("† uses knowledge that no defender has (oracle).")
     if rows[0].twin_after is not None:

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from fedbd.attacks.grid_trigger import GridTrigger
-from fedbd.central.repair import MEASURES, Row, Truth, judge, repair, repair_all, stamped_inputs
+from fedbd.central.repair import Row, Truth, judge, repair, repair_all, stamped_inputs
 from fedbd.errors import MethodRefused
+from fedbd.metrics import BRIEF
 from fedbd.types import Clues, Notes, Samples, TrustedData
 
 
@@ -89,9 +90,10 @@ def test_one_method_on_a_model() -> None:
 
 def test_the_measures_are_counts(test: Samples) -> None:
     measured = judge(Constant(0), test, 3, GridTrigger(), 0)
-    assert list(measured) == list(MEASURES)
+    assert list(measured) == list(BRIEF)
     assert measured["clean_accuracy"] == pytest.approx(0.2)
     assert measured["clean_accuracy_without_target"] == 0
+    assert measured["target_class_accuracy"] == 1
     assert measured["attack_success"] == 1
     assert measured["robust_accuracy"] == 0
     assert measured["collapsed"]

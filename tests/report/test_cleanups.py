@@ -62,6 +62,19 @@ def test_rows_are_one_per_method_and_round_with_the_unrepaired_model_first() -> 
     assert all(row["attack_success_floor"] is not None for row in rows)
 
 
+def test_a_cleanup_that_gave_the_target_class_up_is_marked() -> None:
+    run = view()
+    for name, left in (("rnp", 0.3), ("linf", 0.5)):
+        found = run.rounds[2]["cleanup"][name]
+        found["before"] |= {"target_class_accuracy": 0.8}
+        found["after"] |= {"target_class_accuracy": left}
+    text = shown(run)
+    assert "88.0‡ / 10.0" in text
+    assert "70.0 / 5.0" in text
+    assert "‡ gave the target class up" in text
+    assert [row["gave_up_target"] for row in cleanup_rows(run)] == [False, True, False, False, False]
+
+
 def test_the_table_has_methods_down_and_rounds_across() -> None:
     text = shown(view())
     line = {name: next(row for row in text.splitlines() if row.startswith(name)) for name in ("not rep", "rnp", "linf")}

@@ -396,3 +396,10 @@ def test_repairs_that_were_rolled_back_are_counted_apart():
     entry = {**cleanup("in_loop", 0.9)["rnp"], "acted": False, "notes": {"acted": True, "rolled_back": True}}
     arm = compare([run("a", 1, 0.9, cleanup={"rnp": entry})])[0]
     assert arm.cleaned_acted["rnp", "in_loop"].split("\n")[1].strip().endswith("rolled back)")
+
+
+def test_repairs_that_gave_the_target_class_up_are_counted_beside_them():
+    entry = cleanup("if_stopped_now", 0.1)["rnp"]
+    lost = {key: {**entry["after"], "target_class_accuracy": left} for key, left in (("before", 0.8), ("after", 0.1))}
+    arm = compare([run("a", 1, 0.9, cleanup={"rnp": {**entry, **lost}})])[0]
+    assert "gave the target class up 3 of 3 times" in arm.cleaned_acted["rnp", "if_stopped_now"]

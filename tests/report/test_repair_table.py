@@ -15,10 +15,11 @@ from fedbd.report.repair_table import render_repairs, repair_notes, write_repair
 from fedbd.types import Clues, Notes
 
 
-def measures(clean: float, success: float | None, collapsed: bool = False) -> Notes:
+def measures(clean: float, success: float | None, collapsed: bool = False, target: float = 0.75) -> Notes:
     return {
         "clean_accuracy": clean,
         "clean_accuracy_without_target": None if success is None else clean - 0.01,
+        "target_class_accuracy": None if success is None else target,
         "attack_success": success,
         "robust_accuracy": None if success is None else 1 - success,
         "collapsed": collapsed,
@@ -95,6 +96,19 @@ def test_marks_have_notes() -> None:
         assert [note for note in notes if note.startswith(start)]
     assert repair_notes([row()]) == []
     assert "+ idle" in printed(marked, chain=True)
+
+
+def test_a_repair_that_gives_the_target_class_up_is_marked_and_its_success_is_not_praised() -> None:
+    lost, kept = (replace(row(), after=measures(0.78, 0.0, target=left)) for left in (0.37, 0.38))
+    assert (lost.gave_up_target, kept.gave_up_target, row(success=None).gave_up_target) == (True, False, False)
+    text = printed([lost, kept])
+    assert "75.0 → 37.0‡" in text
+    assert "75.0 → 38.0 " in text
+    assert [note for note in repair_notes([lost]) if note.startswith("‡ gave the target class up")]
+    assert repair_notes([kept]) == []
+    console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system="standard")
+    render_repairs(console, [lost])
+    assert "\x1b[32m  0.0" not in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_the_colors_are_those_of_a_run() -> None:

@@ -110,7 +110,9 @@ class StartPlan:
 
     Attributes:
         checkpoint: A safetensors file or a PyTorch state dict (alone or under ``state_dict``) that fits the model in
-            every name and shape; a relative path starts where the command runs.
+            every name and shape; a relative path starts where the command runs. fedbd cannot tell what it was trained
+            on: a central training on the same data has seen most of the trusted images, which are then easier for it
+            than new ones; a warm-up has not.
         warm_up: The result of so many clean rounds from the fresh model: same data, partition, trusted set, training,
             cohort size and weights, strategy, server rate and seed, and nobody who attacks, defends, encrypts or
             fails. ``fedbd run`` runs them first, as a job of its own, once for all scenarios that share them

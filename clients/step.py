@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -149,5 +150,5 @@ def detect_own(
 
 
 def plan_of(plan: TrainingPlan, round_: int) -> TrainingPlan:
-    """Return the plan with the learning rate of a round."""
-    return dataclasses.replace(plan, lr=plan.lr * plan.lr_decay ** (round_ - 1))
+    """Return the plan with the learning rate of a round, at least the smallest float there is: 0 is no rate."""
+    return dataclasses.replace(plan, lr=max(plan.lr * plan.lr_decay ** (round_ - 1), sys.float_info.min))

@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
 from fedbd.errors import MethodRefused
+from fedbd.method_fields import checks_fields
 from fedbd.seeding import layers_draw_from
 from fedbd.types import Notes, Samples
 
@@ -24,6 +25,7 @@ Pull = Callable[[], None]
 
 
 @dataclass(frozen=True, kw_only=True)
+@checks_fields
 class TrainingPlan:
     """How one client trains in one round (the field's standard: 2 epochs, batch 64, SGD 0.1, momentum 0.9, wd 5e-4).
 

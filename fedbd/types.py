@@ -135,7 +135,7 @@ class TrustedData:
         classes: Number of classes of the task.
 
     Raises (when they are made):
-        UserError: For parts that are no ``Samples``, or hold labels that are no class of the task.
+        UserError: For parts that are no ``Samples``, hold labels that are no class of the task, or images of two sizes.
     """
 
     fit: Samples
@@ -151,6 +151,10 @@ class TrustedData:
             elif len(part) and not 0 <= int(part.labels.min()) <= int(part.labels.max()) < self.classes:
                 found = f"{int(part.labels.min())} to {int(part.labels.max())}"
                 wrong.append(Problem(path=f"{name}.labels", expected=f"must be 0 to {self.classes - 1}", got=found))
+        if not wrong and len(self.fit) and len(self.validate):
+            one, other = (tuple(part.images.shape[1:]) for part in (self.fit, self.validate))
+            if one != other:
+                wrong.append(Problem(path="validate.images", expected=f"must be {one} as in fit", got=str(other)))
         if wrong:
             raise UserError(wrong, "these are no trusted data:")
 

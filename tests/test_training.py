@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from fedbd.errors import MethodRefused
+from fedbd.errors import MethodRefused, UserError
 from fedbd.flower.app_loader import load_component
 from fedbd.running.engines import flower_app_dir
 from fedbd.training import TrainingPlan, crop_flip, learning, memory_format_of, sgd, train
@@ -138,10 +138,24 @@ def test_rates_by_round() -> None:
 
 
 def test_nesterov_needs_momentum() -> None:
-    assert TrainingPlan(nesterov=True, momentum=0.0).problems() == [("nesterov", "needs a momentum above 0")]
+    with pytest.raises(
+        UserError, match="TrainingPlan cannot be made of these fields:\n  nesterov: needs a momentum above 0"
+    ):
+        TrainingPlan(nesterov=True, momentum=0.0)
     assert TrainingPlan(nesterov=True).problems() == TrainingPlan(momentum=0.0).problems() == []
-    with pytest.raises(ValueError, match="Nesterov"):
-        sgd(small_cnn(), TrainingPlan(nesterov=True, momentum=0.0))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"augment": "cropflip"}, {"epochs": 0}, {"momentum": 2.0}, {"lr": -1.0}, {"batch_size": 0}]
+)
+def test_a_plan_that_is_made_in_python_is_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(wrong))}: must be"):
+        TrainingPlan(**wrong)
+
+
+def test_a_rate_that_falls_for_long_never_becomes_none() -> None:
+    plan_of = load_component(flower_app_dir(), "clients", "step", "plan_of")
+    assert plan_of(TrainingPlan(lr_decay=0.1), 1000).lr > 0
 
 
 # What is trained.

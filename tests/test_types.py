@@ -45,6 +45,14 @@ def test_trusted_labels_must_be_classes(labels: torch.Tensor) -> None:
         TrustedData(fit=good, validate=Samples(IMAGES, labels), classes=6)
 
 
+def test_trusted_parts_are_of_one_size() -> None:
+    good = Samples(IMAGES, LABELS)
+    larger = Samples(IMAGES.repeat(1, 1, 2, 2), LABELS)
+    with pytest.raises(UserError, match=r"validate\.images: must be .* as in fit, got"):
+        TrustedData(fit=good, validate=larger, classes=6)
+    TrustedData(fit=good, validate=larger.subset(torch.arange(0)), classes=6)
+
+
 def test_trusted_parts_must_be_samples() -> None:
     pair: Any = (IMAGES, LABELS)
     with pytest.raises(UserError, match=r"fit: must be Samples\(images, labels\), got tuple"):

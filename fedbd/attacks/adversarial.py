@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedbd.defenses.sound_model import need_classes, need_sound
 from fedbd.errors import MethodRefused
 from fedbd.metrics import predict
 from fedbd.training import memory_format_of, need_gradients
@@ -18,24 +19,28 @@ LEVELS = 255.0
 """Steps of the uint8 grid in [0, 1]."""
 
 
-def refuse_unfit(model: nn.Module, images: Tensor, attack: str) -> NDArray[np.int64]:
+def refuse_unfit(model: nn.Module, images: Tensor, labels: Tensor, attack: str) -> NDArray[np.int64]:
     """Return a model's predictions, (N,) int64, or refuse what cannot be perturbed.
 
     Args:
         model: The model to fool.
         images: (N, C, H, W) float in [0, 1].
+        labels: (N,) int64, each a class of the model.
         attack: The attack's name, for the message.
 
     Raises:
-        MethodRefused: If the images are not float or not in [0, 1], the model's outputs are not numbers, or under
-            ``torch.inference_mode()``.
+        MethodRefused: If the images are not float32 or not in [0, 1], the model is unsound (``need_sound``), a label is
+            none of its classes, its outputs are not numbers, or under ``torch.inference_mode()``.
     """
     need_gradients(f"{attack} cannot compute gradients")
-    if not images.is_floating_point():
-        raise MethodRefused(f"{attack} perturbs float images in [0, 1], got {images.dtype}: take Samples.batch")
+    if images.dtype != torch.float32:
+        raise MethodRefused(f"{attack} perturbs float32 images in [0, 1], got {images.dtype}: take Samples.batch")
     if images.numel() and not 0 <= float(images.min()) <= float(images.max()) <= 1:
         found = f"{float(images.min()):.3g} to {float(images.max()):.3g}"
         raise MethodRefused(f"{attack} perturbs float images in [0, 1], got {found}: take Samples.batch")
+    need_sound(model, attack)
+    if len(labels):
+        need_classes(model, attack, images[:2], labels)
     predicted = predict(model, images, threads=1)
     if (predicted < 0).any():
         raise MethodRefused(f"{attack} needs a model whose outputs are finite; this one has diverged")

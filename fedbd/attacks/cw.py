@@ -81,7 +81,7 @@ class CW:
             MethodRefused: If the images are not float, the model's outputs are not finite or it has no such target.
         """
         del rng
-        before = refuse_unfit(model, images, "cw")
+        before = refuse_unfit(model, images, labels, "cw")
         classes = logits(model, images[:1], threads=1).shape[-1]
         if self.target is not None and len(images) and self.target >= classes:
             raise MethodRefused(f"cw: target is {self.target} and the model has {classes} classes; take one below that")

@@ -55,7 +55,7 @@ class FGSM:
             MethodRefused: If the images are not float or the model's outputs are not finite.
         """
         del rng
-        before = refuse_unfit(model, images, "fgsm")
+        before = refuse_unfit(model, images, labels, "fgsm")
         perturbed = images.clone()
         with evaluating(model):
             for part, device in chunks(model, len(images), self.batch_size):

@@ -61,7 +61,7 @@ class PGD:
         Raises:
             MethodRefused: If the images are not float or the model's outputs are not finite.
         """
-        before = refuse_unfit(model, images, "pgd")
+        before = refuse_unfit(model, images, labels, "pgd")
         perturbed = images.clone()
         if self.random_start:
             noise = torch.rand(images.shape, generator=rng, dtype=images.dtype).to(images.device)

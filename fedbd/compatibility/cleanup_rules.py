@@ -56,6 +56,10 @@ def repairs_act(s: Scenario) -> Iterator[Problem]:
         elif plan.server_optimizer_state == "reset" and s.strategy.name in ("fedavg", "fedprox"):
             expected = f"must be keep with {s.strategy.name}, which keeps neither momentum nor moments"
             yield Problem(path=f"{path}.server_optimizer_state", expected=expected, got="'reset'")
+        if plan.mode == "in_loop" and plan.rollback is not None and s.trusted is None:
+            expected = "must be null without trusted data: a repair is rolled back by their accuracy"
+            remedy = "add trusted: {size: 500}, or set rollback: null and keep every repair"
+            yield Problem(path=f"{path}.rollback", expected=expected, got=repr(plan.rollback), remedy=remedy)
         if plan.mode == "in_loop" and plan.mask == "persist" and not getattr(plan.method.impl, "prunes", False):
             expected = f"must be release: '{plan.method.name}' prunes nothing"
             yield Problem(path=f"{path}.mask", expected=expected, got="'persist'")

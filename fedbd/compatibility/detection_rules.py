@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from fedbd.config.plans import DetectionPlan
 from fedbd.config.scenario import Scenario
 from fedbd.defenses.trusted_data import needs_trusted
 from fedbd.errors import Problem
@@ -30,6 +31,9 @@ def detectors_act(s: Scenario) -> Iterator[Problem]:
                 got="'training'",
                 remedy="give an attack role: polluted",
             )
+        if plan.samples != DetectionPlan.samples:
+            expected = f"must be {DetectionPlan.samples} with where: training: clients score all they hold"
+            yield Problem(path=f"{path}.samples", expected=expected, got=str(plan.samples))
         if needs_trusted(plan.method.impl):
             expected = f"must be incoming: '{plan.method.name}' needs trusted data, and clients hold none"
             yield Problem(path=f"{path}.where", expected=expected, got="'training'")

@@ -176,7 +176,8 @@ class CleanupPlan:
         mode: ``if_stopped_now``: a copy is repaired and measured; ``in_loop``: the next round starts from the repaired.
         every: Run every so many rounds.
         rounds: Run in exactly these rounds instead.
-        rollback: ``in_loop``: keep the unrepaired model if validation accuracy falls by more than this; null: never.
+        rollback: ``in_loop``: keep the unrepaired model if accuracy on the trusted validation part falls by more than
+            this; null: never.
         mask: ``in_loop``, for methods that prune. ``release``: clients train the pruned channels on, and they may grow
             back. ``persist``: the server switches them off again after every later round.
         server_optimizer_state: ``in_loop``: what becomes of the Flower strategy's momentum and moments, which were

@@ -69,8 +69,9 @@ def local_defense(
         The defense's notes.
 
     Raises:
-        UserError: If ``data`` is not as described, or not what it was in the participation before.
-        MethodRefused: If the defense cannot act.
+        UserError: If ``data`` or ``plan`` is not as described, or ``data`` not what it was in the participation before.
+        MethodRefused: If the defense cannot act; if the model does not take the images, has fewer classes than there
+            are labels, or has diverged.
     """
     from flwr.app import ArrayRecord, ConfigRecord  # noqa: PLC0415 - see the module's description
 
@@ -78,8 +79,10 @@ def local_defense(
     from fedbd.flower.arrays import pack_all, view_all  # noqa: PLC0415
     from fedbd.training import TrainingPlan  # noqa: PLC0415
 
-    device = next(model.parameters()).device
-    samples = _samples(data, device)
+    if not isinstance(plan, TrainingPlan | None):
+        remedy = "from fedbd.training import TrainingPlan"
+        raise _wrong("must be a TrainingPlan", type(plan).__name__, remedy, path="plan")
+    samples = _samples(data, model)
     state = context.state
     before = state.config_records.get(COUNT, ConfigRecord())
     participation = cast("int", before.get("participations", 0)) + 1
@@ -89,7 +92,7 @@ def local_defense(
             "must be the same samples in the same order in every participation: what the defense remembers of a sample "
             "would be of another",
             "others, or another order",
-            "take a loader without shuffle, or the images themselves",
+            "give it the images themselves, always in one order",
         )
     remembered = view_all(state.array_records.get(MEMORY, ArrayRecord()))
     memory = {name: array.copy() for name, array in remembered.items()}
@@ -108,13 +111,37 @@ def generator(context: Context, participation: int, seed: int = 0) -> torch.Gene
     return torch_rng(seed, "local-defense", client, participation)
 
 
-def _samples(data: Samples | tuple[Tensor, Tensor], device: torch.device) -> Samples:
-    """Return the data as samples on a device."""
+def _samples(data: Samples | tuple[Tensor, Tensor], model: nn.Module) -> Samples:
+    """Return the data as samples on the model's device, if it is a model for them."""
     import torch  # noqa: PLC0415
+
+    from fedbd.defenses.sound_model import need_classes, need_sound  # noqa: PLC0415
+    from fedbd.types import Samples  # noqa: PLC0415
+
+    images, labels = _pair(data)
+    device = next((entry.device for entry in model.parameters()), torch.device("cpu"))
+    samples = Samples(images.contiguous().to(device), labels.to(device, torch.int64))
+    need_sound(model, "local_defense")
+    need_classes(model, "local_defense", samples.batch(torch.arange(min(2, len(samples))))[0], samples.labels)
+    return samples
+
+
+def _pair(data: Samples | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return images, (N, C, H, W) uint8, and labels, (N,) of an integer type."""
+    import torch  # noqa: PLC0415
+    from torch import Tensor  # noqa: PLC0415
 
     from fedbd.types import Samples, quantized  # noqa: PLC0415
 
-    images, labels = (data.images, data.labels) if isinstance(data, Samples) else data
+    pair = (data.images, data.labels) if isinstance(data, Samples) else data
+    if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(part, Tensor) for part in pair):
+        got = type(data).__name__
+        got += f" of {', '.join(type(part).__name__ for part in data)}" if isinstance(data, tuple | list) else ""
+        remedy = (
+            "of a data set: images = torch.stack([x for x, _ in data]), labels = torch.tensor([y for _, y in data])"
+        )
+        raise _wrong("must be Samples or two tensors, images and labels", got, remedy)
+    images, labels = pair
     if images.dim() != 4 or labels.shape != images.shape[:1] or len(labels) == 0:
         got = f"images {tuple(images.shape)} and labels {tuple(labels.shape)}"
         raise _wrong("must hold images (N, C, H, W) and labels (N,), N at least 1", got)
@@ -128,10 +155,10 @@ def _samples(data: Samples | tuple[Tensor, Tensor], device: torch.device) -> Sam
         images = quantized(images)
     if images.dtype != torch.uint8:
         raise _wrong("must have images of type uint8 or float", str(images.dtype))
-    return Samples(images.contiguous().to(device), labels.to(device, torch.int64))
+    return images, labels
 
 
-def _wrong(expected: str, got: str, remedy: str = "") -> Exception:
+def _wrong(expected: str, got: str, remedy: str = "", *, path: str = "data") -> Exception:
     from fedbd.errors import Problem, UserError  # noqa: PLC0415
 
-    return UserError([Problem(path="data", expected=expected, got=got, remedy=remedy)])
+    return UserError([Problem(path=path, expected=expected, got=got, remedy=remedy)])

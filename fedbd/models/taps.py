@@ -25,9 +25,16 @@ def declared(model: nn.Module, attribute: str, method: str) -> Any:
         method: Who asks, for the message.
 
     Raises:
-        MethodRefused: If the model does not declare it, declares it empty, or names a module that it does not have.
+        MethodRefused: If the model does not declare it, declares it empty, names a module that it does not have, has a
+            module under the declaration's name, or is a compiled or parallel one, which hooks do not reach.
     """
+    _need_plain(model, method)
     found = getattr(model, attribute, None)
+    if isinstance(found, nn.Module):
+        raise MethodRefused(
+            f"{method} reads the model's `{attribute}`, a module's name, and the model has a module of its own there; "
+            "wrap it in a module that sets the attribute and calls it"
+        )
     if not found:
         raise MethodRefused(f"{method} reads the model's `{attribute}` and the model declares none; {REMEDY}")
     if attribute == "taps" and isinstance(found, str):
@@ -41,6 +48,18 @@ def declared(model: nn.Module, attribute: str, method: str) -> Any:
             remedy = f"set {attribute} to what model.named_modules() names"
             raise MethodRefused(f"{method} reads the model's `{attribute}` and it has no module {name!r}; {remedy}")
     return found
+
+
+def _need_plain(model: nn.Module, method: str) -> None:
+    """Refuse what torch.compile or DataParallel made of a model: it calls no hooks, or has other names."""
+    parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    if parallel or hasattr(model, "_orig_mod"):
+        inner = "module" if parallel else "_orig_mod"
+        raise MethodRefused(f"{method} hooks into a model's modules; hand it the plain one, model.{inner}")
+    if getattr(model, "_compiled_call_impl", None) is not None:
+        raise MethodRefused(
+            f"{method} hooks into a model's modules, and compile() was called on this one; hand it one that is not"
+        )
 
 
 def prunable(model: nn.Module, method: str) -> str:

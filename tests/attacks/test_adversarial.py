@@ -180,8 +180,17 @@ def test_works_where_gradients_are_off_and_on_no_images(attack: Any, trained: Tr
 @names
 def test_refuses_bytes_and_diverged_models(attack: Any, trained: Trained) -> None:
     bytes_ = (trained.images * 255).to(torch.uint8)
-    with pytest.raises(MethodRefused, match=r"float images in \[0, 1\], got torch.uint8"):
+    with pytest.raises(MethodRefused, match=r"float32 images in \[0, 1\], got torch.uint8"):
         attack.perturb(trained.model, bytes_, trained.labels, rng())
+    with pytest.raises(MethodRefused, match=r"float32 images in \[0, 1\], got torch.float64"):
+        attack.perturb(trained.model, trained.images.double(), trained.labels, rng())
+    with pytest.raises(MethodRefused, match=r"hand it model.float\(\)"):
+        attack.perturb(copy.deepcopy(trained.model).double(), trained.images, trained.labels, rng())
+    for wrong in (99, -1):
+        labels = trained.labels.clone()
+        labels[-1] = wrong
+        with pytest.raises(MethodRefused, match=r"the labels are .* and the model's classes 0 to"):
+            attack.perturb(trained.model, trained.images, labels, rng())
     broken = copy.deepcopy(trained.model)
     torch.nn.init.constant_(next(iter(broken.parameters())), float("nan"))
     with pytest.raises(MethodRefused, match="has diverged"):

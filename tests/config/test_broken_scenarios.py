@@ -664,9 +664,15 @@ COMBINATIONS = [
     load(
         "FedProx's optimizer state",
         GOOD + "strategy: {name: fedprox, arguments: {proximal_mu: 0.1}}\n"
-        "cleanup: [{name: clp, mode: in_loop, server_optimizer_state: reset}]\n",
+        "cleanup: [{name: clp, mode: in_loop, server_optimizer_state: reset, rollback: null}]\n",
         "cleanup[0].server_optimizer_state: must be keep with fedprox, which keeps neither momentum nor moments, got "
         "'reset'",
+    ),
+    load(
+        "a roll-back without trusted data",
+        GOOD + "cleanup: [{name: clp, mode: in_loop}]\n",
+        "cleanup[0].rollback: must be null without trusted data: a repair is rolled back by their accuracy, got 0.1; "
+        "add trusted: {size: 500}, or set rollback: null and keep every repair",
     ),
     load(
         "fields of another engine",
@@ -758,9 +764,10 @@ COMBINATIONS = [
     ),
     load(
         "a search in training data that nobody polluted, with what clients do not have",
-        GOOD + TRUSTED + ATTACK + "detection: [{name: strip, where: training, adversarial: [fgsm]}]\n",
+        GOOD + TRUSTED + ATTACK + "detection: [{name: strip, where: training, samples: 10, adversarial: [fgsm]}]\n",
         "detection[0].where: must be incoming where no client is polluted: an attacker does not look for its own "
         "poison, got 'training'; give an attack role: polluted",
+        "detection[0].samples: must be 1000 with where: training: clients score all they hold, got 10",
         "detection[0].where: must be incoming: 'strip' needs trusted data, and clients hold none, got 'training'",
         "detection[0].adversarial: must be left out with where: training: nobody attacks inputs there",
     ),

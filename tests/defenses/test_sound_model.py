@@ -87,6 +87,41 @@ def test_a_model_with_fewer_outputs_than_classes_is_refused_and_one_with_more_is
     need_sound(Cnn(width=4).build((1, 8, 8), 5, rng()), "rnp", DATA, 3)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+@pytest.mark.parametrize("method", [*CLEANUPS, *DETECTORS], ids=lambda cls: cls.__name__)
+def test_a_scripted_model_is_refused(method: type[Any]) -> None:
+    net = torch.jit.trace(model().eval(), torch.zeros(1, 1, 8, 8))
+    with pytest.raises(MethodRefused, match=r"compiled by torch\.jit; hand it the Python module"):
+        if method in CLEANUPS:
+            method().clean(net, TRUSTED, Clues(reference=model()), rng())
+        else:
+            method().score(net, DATA, TRUSTED, rng())
+
+
+@pytest.mark.parametrize("name", METHODS["detection"])
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (DATA.subset(torch.arange(0)), "there are no samples to score"),
+        (Samples(DATA.images.repeat(1, 1, 2, 2), DATA.labels), "does not take images|the samples are images of"),
+    ],
+)
+def test_every_detector_refuses_samples_that_it_cannot_score(name: str, data: Samples, says: str) -> None:
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    linear.classifier, linear.taps = "1", ("1",)  # type: ignore[assignment]
+    with pytest.raises(MethodRefused, match=says):
+        resolve("detection", name, name)().score(linear, data, TRUSTED, rng())
+
+
+@pytest.mark.parametrize("method", DETECTORS, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("wrong", [90, -1])
+def test_every_detector_refuses_labels_that_are_no_classes(method: type[Any], wrong: int) -> None:
+    labels = DATA.labels.clone()
+    labels[-1] = wrong
+    with pytest.raises(MethodRefused, match=r"the labels are (-1|0) to (2|90), and the model's classes 0 to 2"):
+        method().score(model(), Samples(DATA.images, labels), TRUSTED, rng())
+
+
 def test_a_sound_model_is_left_as_it_was() -> None:
     net = model().train()
     net.extra = nn.BatchNorm1d(3).eval()  # type: ignore[assignment] # a mode of its own

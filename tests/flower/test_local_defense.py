@@ -97,10 +97,10 @@ def test_floats_become_the_levels_that_they_came_from(dtype):
             seen.append(data.images.flatten().tolist())
             return {}, {}
 
-    seen, levels = [], torch.arange(256, dtype=torch.uint8).reshape(64, 1, 2, 2)
+    seen, levels = [], torch.arange(256, dtype=torch.uint8).reshape(4, 1, 8, 8)
     off = torch.full(levels.shape, 1e-4, dtype=dtype)
     images = (levels.to(dtype) / 255 - off).clamp(min=0)
-    local_defense(Looking(), net(), (images, torch.zeros(64, dtype=torch.int64)), context())
+    local_defense(Looking(), net(), (images, torch.zeros(4, dtype=torch.int64)), context())
     assert seen == [list(range(256))]
 
 
@@ -163,6 +163,11 @@ def test_after_an_error_the_state_is_what_it_was(defense, rows, error, data):
         (lambda x, y: (x / 255 * float("nan"), y), "float images"),
         (lambda x, y: (x.int(), y), "uint8 or float"),
         (lambda x, y: (x, y.float()), "integer type"),
+        (lambda x, y: (x.numpy(), y.numpy()), "two tensors, images and labels, got tuple of ndarray, ndarray"),
+        (
+            lambda x, y: torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y)),
+            "got DataLoader; of a data set",
+        ),
     ],
 )
 def test_refuses_data_that_it_would_misread(change, says, data):
@@ -170,6 +175,27 @@ def test_refuses_data_that_it_would_misread(change, says, data):
     with pytest.raises(UserError, match=says):
         local_defense(DEFENSE, net(), change(data.images, data.labels), ctx)
     assert len(ctx.state) == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "labels", "says"),
+    [
+        (lambda: net().double(), None, r"hand it model\.float\(\)"),
+        (lambda: Cnn(width=4).build((3, 8, 8), 4, torch.Generator()), None, "does not take images"),
+        (net, 10, "the labels are 10 to 13, and the model's classes 0 to 3"),
+        (net, -1, "the labels are -1 to 2"),
+    ],
+)
+def test_refuses_a_model_of_other_data(model, labels, says, data):
+    ctx = context()
+    with pytest.raises(MethodRefused, match=says):
+        local_defense(DEFENSE, model(), (data.images, data.labels + (labels or 0)), ctx)
+    assert len(ctx.state) == 0
+
+
+def test_refuses_a_plan_that_is_none(data):
+    with pytest.raises(UserError, match="plan: must be a TrainingPlan, got dict"):
+        local_defense(DEFENSE, net(), data, context(), plan={"epochs": 1})
 
 
 def test_in_a_train_function_as_documented(data):

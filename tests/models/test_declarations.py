@@ -55,6 +55,23 @@ def test_methods_say_so_before_they_start() -> None:
     assert prunable(model(), "method") == model().maps
 
 
+def test_a_module_under_a_declaration_s_name_is_refused() -> None:
+    net = nn.Module()
+    net.classifier = nn.Linear(2, 2)
+    with pytest.raises(MethodRefused, match="has a module of its own there; wrap it in a module"):
+        declared(net, "classifier", "method")
+
+
+def test_what_hooks_do_not_reach_is_refused() -> None:
+    net = model()
+    for wrapped, inner in ((torch.compile(net, backend="eager"), "_orig_mod"), (nn.DataParallel(net), "module")):
+        with pytest.raises(MethodRefused, match=f"hand it the plain one, model.{inner}"):
+            declared(wrapped, "taps", "method")
+    net.compile(backend="eager")
+    with pytest.raises(MethodRefused, match=r"compile\(\) was called on this one"):
+        declared(net, "taps", "method")
+
+
 def test_taps_that_are_a_string_are_not_read_letter_by_letter() -> None:
     said = NAD(betas=(1.0,)).refusal(model(taps="fc")) or ""
     assert "must be a tuple of modules' names and is the string 'fc'" in said

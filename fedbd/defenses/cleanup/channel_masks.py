@@ -20,7 +20,7 @@ import torch.nn.functional as F  # noqa: N812 - the name that every PyTorch user
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedbd.defenses.cleanup.own_weights import need_own_weights
+from fedbd.defenses.own_weights import need_own_weights
 from fedbd.errors import MethodRefused
 from fedbd.models.norms import replace_modules
 from fedbd.training import TrainingPlan, crop_flip, learning, memory_format_of
@@ -102,7 +102,9 @@ def maskable(model: nn.Module, method: str) -> tuple[Masked, dict[str, nn.Module
     convolutions: dict[str, nn.Module] = {name: module for name, module in named if isinstance(module, nn.Conv2d)}
     for name, module in convolutions.items():  # first: a weight norm's own module has a normalization's name
         need_own_weights(name, module, method)
-    other = next((type(module).__name__ for _, module in named if _normalizes(module)), None)
+    # A parametrization of another layer's weight (weight_norm) has a normalization's name and is none.
+    layers = [module for name, module in named if ".parametrizations." not in f".{name}."]
+    other = next((type(module).__name__ for module in layers if _normalizes(module)), None)
     if other is not None:
         raise MethodRefused(
             f"{method} cannot mask the channels of a model with {other} and without BatchNorm2d scales: the "

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedbd.defenses.cleanup.own_weights import need_own_weights
+from fedbd.defenses.own_weights import need_own_weights
 from fedbd.errors import MethodRefused
 from fedbd.metrics import Stamp
 from fedbd.models.taps import declared, prunable, readings

@@ -30,7 +30,7 @@ from torch import fx, nn
 
 from fedbd.defenses.cleanup.channel_masks import both
 from fedbd.defenses.cleanup.channel_norms import silence
-from fedbd.defenses.cleanup.own_weights import need_own_weights
+from fedbd.defenses.own_weights import need_own_weights
 from fedbd.defenses.sound_model import need_sound
 from fedbd.errors import MethodRefused, refusal
 from fedbd.method_fields import checks_fields

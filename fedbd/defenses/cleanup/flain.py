@@ -33,7 +33,7 @@ from fedbd.defenses.cleanup.input_neurons import (
     low,
     weight_of,
 )
-from fedbd.defenses.cleanup.own_weights import need_own_weights
+from fedbd.defenses.own_weights import need_own_weights
 from fedbd.defenses.sound_model import need_sound
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import MethodRefused

@@ -170,7 +170,11 @@ class LinfPruning:
                 raise MethodRefused(f"{METHOD} with knowledge: inputs needs triggered inputs and was given none")
             return channel_norms(model, clues.triggered, method=METHOD)
         if clues.trigger is None:
-            remedy = "put a trigger recovery before it" if self.knowledge == "recovered" else "run it where one is real"
+            remedy = (
+                "put a trigger recovery that finds one before it"
+                if self.knowledge == "recovered"
+                else "run it where one is real"
+            )
             raise MethodRefused(f"{METHOD} needs a trigger and was given none; {remedy}")
         return channel_norms(model, fit, stamp=clues.trigger.stamp, method=METHOD)
 

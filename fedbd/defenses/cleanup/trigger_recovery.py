@@ -37,6 +37,9 @@ from fedbd.method_fields import checks_fields
 from fedbd.metrics import predict
 from fedbd.types import Clues, Notes, Samples, TrustedData
 
+FEWEST_CLASSES = 3
+"""Of two sizes both lie one median deviation from their median, whatever they are: neither is an outlier."""
+
 HALF = 0.5
 """Share of the images that a trigger found on the unlearned model must move in the given one to be handed on."""
 
@@ -106,12 +109,19 @@ class TriggerRecovery:
 
     def refusal(self, model: nn.Module) -> str | None:
         """Return why a model cannot be searched, None if it can: a run asks before it starts."""
-        return None if self.target is None else self._outside(class_count(model))
+        return self._outside(class_count(model), self.target)
 
-    def _outside(self, classes: int | None) -> str | None:
-        if self.target is None or classes is None or self.target < classes:
+    def _outside(self, classes: int | None, target: int | None) -> str | None:
+        if classes is None:
             return None
-        return f"trigger_recovery searches target {self.target} and the labels are 0 to {classes - 1}; set one of them"
+        if target is not None and not 0 <= target < classes:
+            return f"trigger_recovery searches target {target} and the labels are 0 to {classes - 1}; set one of them"
+        if self.labels == "all" and classes < FEWEST_CLASSES:
+            return (
+                f"trigger_recovery with labels: all looks for a trigger smaller than those of the other labels, and "
+                f"of {classes} classes none can be; set labels: detected, or target"
+            )
+        return None
 
     def clean(
         self, model: nn.Module, trusted: TrustedData | None, clues: Clues, rng: torch.Generator
@@ -135,15 +145,15 @@ class TriggerRecovery:
             validation image can try.
 
         Raises:
-            MethodRefused: Without trusted data, for a target outside the classes, if no image has another label, or if
-                the outputs of the model are not finite.
+            MethodRefused: Without trusted data, for a target outside the classes, for ``labels: all`` of two classes,
+                if no image has another label, or if the outputs of the model are not finite.
         """
         trusted = required(trusted, "trigger_recovery", "fits a trigger to")
         need_sound(model, "trigger_recovery", trusted.fit, trusted.classes)
-        outside = self._outside(trusted.classes)
+        chosen = self.target if self.target is not None else clues.target
+        outside = self._outside(trusted.classes, None if self.labels == "all" else chosen)
         if outside is not None:
             raise MethodRefused(outside)
-        chosen = self.target if self.target is not None else clues.target
         network, reason = model if self.on == "model" else clues.unlearned, ""
         if network is None:
             reason = "no earlier method left its unlearned model: put rnp_label or rnp before it, or set on: model"

@@ -28,7 +28,7 @@ from torch import nn
 from fedbd.defenses.local.isolation import class_rank
 from fedbd.defenses.local.objectives import CONTROLS
 from fedbd.defenses.losses import cross_entropy, log_odds_against
-from fedbd.defenses.sound_model import need_sound
+from fedbd.defenses.sound_model import need_scorable
 from fedbd.errors import MethodRefused
 from fedbd.method_fields import checks_fields
 from fedbd.metrics import logits
@@ -89,9 +89,7 @@ class ABLIsolation:
             MethodRefused: Without samples, if the outputs of the model, or of its copy, are not finite, or where a copy
                 is to be trained, if all its weights are frozen.
         """
-        if len(data) == 0:
-            raise MethodRefused(f"{METHOD}: there are no samples to score; give it at least one")
-        need_sound(model, METHOD, data)
+        need_scorable(model, METHOD, data)
         notes: Notes = {}
         if self.tune_epochs:
             model = copy.deepcopy(model)

@@ -28,7 +28,7 @@ from torch import nn
 
 from fedbd.defenses.detection.activation_spaces import ends
 from fedbd.defenses.detection.spectral_signatures import Matrix, label_rows, penultimate_features
-from fedbd.defenses.sound_model import need_sound
+from fedbd.defenses.sound_model import need_scorable
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import MethodRefused, refusal
 from fedbd.method_fields import checks_fields
@@ -146,7 +146,7 @@ class ActivationClustering:
             MethodRefused: Without a classifier, without a label that has ``minimum`` samples, or without the trusted
                 samples that ``suspect: excess`` needs.
         """
-        need_sound(model, METHOD, data)
+        need_scorable(model, METHOD, data)
         clean = self._trusted_features(model, trusted)
         features = penultimate_features(model, data, METHOD)
         enough, left = label_rows(data.labels.cpu().numpy(), self.minimum, METHOD)

@@ -241,8 +241,8 @@ class Frequency:
             None for a kind that no image got).
 
         Raises:
-            MethodRefused: Without samples, without enough trusted data, if the fields do not fit each other, or if
-                images are too small for the cnn.
+            MethodRefused: Without samples, for samples of another size than the trusted ones, without enough of these,
+                if the fields do not fit each other, or if images are too small for the cnn.
         """
         trusted = required(trusted, METHOD, "trains on", several=self.needs_classes)
         self._refuse(trusted, data)
@@ -260,6 +260,9 @@ class Frequency:
                 f"{METHOD} trains on at least {FEWEST} trusted images and there are {len(trusted.fit)}; raise "
                 "trusted.size"
             )
+        own, held = tuple(data.images.shape[1:]), tuple(trusted.fit.images.shape[1:])
+        if own != held:
+            raise MethodRefused(f"{METHOD}: the samples are images of {own}, (C, H, W), and the trusted ones of {held}")
         height, width = trusted.fit.images.shape[2:]
         if self.network == "cnn" and min(height, width) < SMALLEST:
             raise MethodRefused(

@@ -38,7 +38,7 @@ from fedbd.defenses.detection.activation_spaces import (
     trusted_parts,
     vectors,
 )
-from fedbd.defenses.sound_model import need_sound
+from fedbd.defenses.sound_model import need_scorable, need_sound
 from fedbd.errors import MethodRefused, refusal
 from fedbd.method_fields import checks_fields
 from fedbd.types import Notes, Samples, TrustedData
@@ -110,6 +110,7 @@ class KernelDensity:
         """
         trusted = trusted_parts(trusted, "kernel_density", 2)
         need_sound(model, "kernel_density", trusted.fit, trusted.classes)
+        need_scorable(model, "kernel_density", data)
         need_classes(trusted.fit, "kernel_density")
         points, _ = self._read(model, trusted.fit)
         held_out, _ = self._read(model, trusted.validate)

@@ -43,7 +43,7 @@ from fedbd.defenses.detection.activation_spaces import (
     trusted_parts,
     vectors,
 )
-from fedbd.defenses.sound_model import need_sound
+from fedbd.defenses.sound_model import need_scorable, need_sound
 from fedbd.errors import refusal
 from fedbd.method_fields import checks_fields
 from fedbd.types import Notes, Samples, TrustedData
@@ -155,6 +155,7 @@ class LabelSwitching:
         """
         trusted = trusted_parts(trusted, "label_switching", self.neighbors)
         need_sound(model, "label_switching", trusted.fit, trusted.classes)
+        need_scorable(model, "label_switching", data)
         need_classes(trusted.fit, "label_switching")
         places, reads, points = self._spaces(model, trusted.fit)
         owners = trusted.fit.labels.cpu()

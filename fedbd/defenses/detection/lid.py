@@ -40,7 +40,7 @@ from fedbd.defenses.detection.activation_spaces import (
     trusted_parts,
     vectors,
 )
-from fedbd.defenses.sound_model import need_sound
+from fedbd.defenses.sound_model import need_scorable, need_sound
 from fedbd.errors import MethodRefused, refusal
 from fedbd.method_fields import checks_fields
 from fedbd.types import Notes, Samples, TrustedData
@@ -128,6 +128,7 @@ class LID:
         """
         trusted = trusted_parts(trusted, "lid", self.neighbors)
         need_sound(model, "lid", trusted.fit, trusted.classes)
+        need_scorable(model, "lid", data)
         count = len(trusted.fit) if self.reference is None else min(self.reference, len(trusted.fit))
         chosen = trusted.fit.subset(torch.randperm(len(trusted.fit), generator=rng)[:count])
         places = spaces(model, "lid")

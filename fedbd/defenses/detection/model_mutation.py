@@ -33,7 +33,7 @@ from torch import nn
 
 from fedbd.defenses.detection.activation_spaces import trusted_parts
 from fedbd.defenses.detection.mutants import Mutants, linear_layers
-from fedbd.defenses.sound_model import need_sound
+from fedbd.defenses.sound_model import need_scorable
 from fedbd.errors import MethodRefused, refusal
 from fedbd.method_fields import checks_fields
 from fedbd.metrics import predict
@@ -136,10 +136,10 @@ class ModelMutation:
             computed once; ``images``: the model could not be split there).
 
         Raises:
-            MethodRefused: If the model has no Linear layer; if no level does what ``noise`` says; without trusted data
-                where they are needed.
+            MethodRefused: If the model has no Linear layer, or one with a computed weight; if no level does what
+                ``noise`` says; without trusted data where they are needed.
         """
-        need_sound(model, "model_mutation", data)
+        need_scorable(model, "model_mutation", data)
         levels: list[dict[str, float]] = []
         mutants = Mutants(model, self.mutants, int(torch.randint(2**63 - 1, (), generator=rng)), self.mean_shift)
         noise = self._choose(model, mutants, trusted, levels) if self.noise is None else self.noise

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from fedbd.defenses.own_weights import need_own_weights
 from fedbd.errors import MethodRefused
 from fedbd.metrics import logits, predict
 from fedbd.types import Samples
@@ -19,14 +20,16 @@ def linear_layers(model: nn.Module) -> list[nn.Linear]:
     """Return the model's Linear layers, in the order of its modules.
 
     Raises:
-        MethodRefused: If it has none.
+        MethodRefused: If it has none, or one whose weight is computed from other parameters.
     """
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     if not layers:
         raise MethodRefused(
             "model_mutation mutates Linear layers and the model has none; take a model with a classifier"
         )
-    return layers
+    for name, layer in layers.items():
+        need_own_weights(name, layer, "model_mutation")
+    return list(layers.values())
 
 
 def split_before_linear(model: nn.Module) -> tuple[nn.Module, nn.Module] | None:

@@ -20,7 +20,7 @@ from torch import nn
 
 from fedbd.defenses.cleanup.unlearning import ascent_plan, modal_prediction, unlearn
 from fedbd.defenses.losses import cross_entropy, log_odds_against
-from fedbd.defenses.sound_model import need_sound
+from fedbd.defenses.sound_model import need_scorable, need_sound
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import MethodRefused
 from fedbd.method_fields import checks_fields
@@ -79,8 +79,7 @@ class RNPUnlearned:
         """
         trusted = required(trusted, "rnp_unlearned", "unlearns")
         need_sound(model, "rnp_unlearned", trusted.fit, trusted.classes)
-        if len(data) == 0:
-            raise MethodRefused("rnp_unlearned: there are no samples to score; give it at least one")
+        need_scorable(model, "rnp_unlearned", data)
         unlearned = unlearn(model, trusted.fit, ascent_plan(self), self.unlearn_stop, rng)
         if not unlearned.reached:
             raise MethodRefused(f"rnp_unlearned: {unlearned.reason}")

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedbd.defenses.detection.activation_spaces import ends, read_spaces, vectors
-from fedbd.defenses.sound_model import need_sound
+from fedbd.defenses.sound_model import need_scorable
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import MethodRefused, refusal
 from fedbd.method_fields import checks_fields
@@ -45,11 +45,9 @@ def penultimate_features(model: nn.Module, data: Samples, method: str) -> Matrix
         method: Who asks, for the message.
 
     Raises:
-        MethodRefused: Without samples or a ``classifier``, or if a feature is not finite.
+        MethodRefused: Without a ``classifier``, or if a feature is not finite.
     """
     place, _ = ends(model, method)
-    if len(data) == 0:
-        raise MethodRefused(f"{method}: there are no samples to score; give it at least one")
     (features,) = read_spaces(model, [place], data, [vectors("flat")], method)
     return features.to(torch.float64).numpy()
 
@@ -121,7 +119,7 @@ class SpectralSignatures:
             MethodRefused: Without a classifier, without a label that has ``minimum`` samples, or without the trusted
                 samples that ``center: trusted`` needs.
         """
-        need_sound(model, METHOD, data)
+        need_scorable(model, METHOD, data)
         features = penultimate_features(model, data, METHOD)
         labels = data.labels.cpu().numpy()
         centers = self._trusted_centers(model, trusted)

@@ -24,7 +24,7 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedbd.defenses.sound_model import need_sound
+from fedbd.defenses.sound_model import need_scorable
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import MethodRefused
 from fedbd.method_fields import checks_fields
@@ -101,9 +101,7 @@ class STRIP:
             MethodRefused: Without trusted data or samples, or if the model's outputs are not finite.
         """
         overlays = required(trusted, METHOD, "superimposes", several=self.needs_classes).fit.images
-        if len(data) == 0:
-            raise MethodRefused(f"{METHOD}: there are no samples to score; give it at least one")
-        need_sound(model, METHOD, data)
+        need_scorable(model, METHOD, data)
         drawn = torch.randint(len(overlays), (len(data), self.overlays), generator=rng)
         found = torch.cat(
             [

@@ -38,6 +38,7 @@ from fedbd.defenses.local.objectives import AUGMENTS, CONTROLS, ascent, joint_ep
 from fedbd.defenses.losses import cross_entropy
 from fedbd.errors import MethodRefused
 from fedbd.method_fields import checks_fields
+from fedbd.metrics import is_finite
 from fedbd.training import Objective, TrainingPlan, sgd, train, train_epoch
 from fedbd.types import Memory, Notes, Samples
 
@@ -158,6 +159,8 @@ class ABL:
         }
         stage = self._early if participation <= self.isolate_after else self._late
         kept, notes = stage(model, data, plan, kept, rng)
+        if not is_finite(model):
+            raise MethodRefused("abl: the model diverged; lower the rate of the training (training.lr) or unlearn_lr")
         return kept, {"participation": participation, **notes}
 
     def _early(

@@ -234,7 +234,7 @@ def test_on_a_trained_backdoor(backdoored: Any) -> None:
 def test_refuses_without_the_clue_or_trusted_data(planted: Planted, trusted: TrustedData) -> None:
     empty = replace(trusted, validate=rows(0))
     cases = [
-        (LinfPruning(), trusted, Clues(triggered=caught()), "trigger recovery before it"),
+        (LinfPruning(), trusted, Clues(triggered=caught()), "trigger recovery that finds one before it"),
         (LinfPruning(knowledge="real", oracle=True), trusted, Clues(triggered=caught()), "needs a trigger"),
         (LinfPruning(knowledge="inputs", oracle=True), trusted, Clues(trigger=Corner()), "needs triggered inputs"),
         (LinfPruning(), None, Clues(trigger=Corner()), "hand it TrustedData"),

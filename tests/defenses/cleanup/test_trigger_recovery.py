@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedbd.defenses.cleanup.trigger_recovery import TriggerRecovery
+from fedbd.defenses.cleanup.trigger_recovery import TriggerRecovery, anomaly_indices
 from fedbd.errors import MethodRefused, UserError
 from fedbd.metrics import predict
 from fedbd.types import Cleanup, Clues, Samples, TrustedData
@@ -147,6 +147,23 @@ def test_refusals(trusted: TrustedData) -> None:
     with pytest.raises(UserError, match="target: must be null where labels is all"):
         TriggerRecovery(labels="all", target=1)
     assert TriggerRecovery(labels="all").problems() == TriggerRecovery(target=1).problems() == []
+
+
+def test_a_clue_outside_the_classes_is_refused(trusted: TrustedData) -> None:
+    with pytest.raises(MethodRefused, match="searches target 99 and the labels are 0 to 5"):
+        TriggerRecovery().clean(Rows(0.0).eval(), trusted, Clues(target=99), generator())
+
+
+def test_of_two_labels_none_can_stand_out(trusted: TrustedData) -> None:
+    few = [part.subset(torch.nonzero(part.labels < 2)[:, 0]) for part in (trusted.fit, trusted.validate)]
+    method = TriggerRecovery(labels="all")
+    with pytest.raises(MethodRefused, match="of 2 classes none can be; set labels: detected, or target"):
+        method.clean(Rows(0.0).eval(), TrustedData(few[0], few[1], 2), Clues(), generator())
+    two = nn.Sequential(nn.Linear(4, 2))
+    two.classifier = "0"  # type: ignore[assignment]
+    assert "of 2 classes" in (method.refusal(two) or "")
+    # Why: the index of two different sizes is 1 / 1.4826, whatever they are.
+    assert anomaly_indices([3.0, 600.0]) == pytest.approx([0.6745, 0.6745], abs=1e-4)
 
 
 def test_works_on_a_trained_network(backdoored: Any) -> None:

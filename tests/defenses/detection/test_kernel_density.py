@@ -107,8 +107,3 @@ def test_it_refuses_what_it_cannot_do(backdoored: Any) -> None:
     same = TrustedData(trusted.fit, trusted.validate, 10)
     with pytest.raises(MethodRefused, match="same features"):
         detector.score(dead, backdoored.clean, same, generator())
-
-
-def test_no_samples_give_no_scores(backdoored: Any) -> None:
-    nothing = backdoored.clean.subset(torch.arange(0))
-    assert KernelDensity().score(backdoored.model, nothing, backdoored.trusted, generator())[0].shape == (0,)

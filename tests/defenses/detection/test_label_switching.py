@@ -132,6 +132,3 @@ def test_it_refuses_what_it_cannot_do(backdoored: Any) -> None:
     for given, reason in [(None, "size: 500"), (one, "all of one"), (few, "needs 5")]:
         with pytest.raises(MethodRefused, match=reason):
             detector.score(backdoored.model, backdoored.clean, given, generator())
-    nothing, notes = detector.score(backdoored.model, backdoored.clean.subset(torch.arange(0)), trusted, generator())
-    assert nothing.shape == (0,)
-    assert notes["switches"]["samples"] is None

@@ -139,11 +139,3 @@ def test_it_refuses_what_it_cannot_do(backdoored: Any, tiny_net: Any) -> None:
         dead.fc.weight.zero_()
     with pytest.raises(MethodRefused, match="`logits` tells too few"):
         detector.score(dead, backdoored.clean, backdoored.trusted, generator())
-
-
-def test_no_samples_give_no_scores(backdoored: Any) -> None:
-    scores, notes = LID().score(
-        backdoored.model, backdoored.clean.subset(torch.arange(0)), backdoored.trusted, generator()
-    )
-    assert scores.shape == (0,)
-    assert notes["layers"][0]["mean"] is None

@@ -335,6 +335,13 @@ def test_refuses_to_rank_a_diverged_model(digits: Samples, tiny_net: NetBuilder)
         ABL().fit(tiny_net(0), digits.subset(torch.arange(100)), replace(PLAN, lr=1e30), {}, generator(0))
 
 
+def test_a_model_that_diverges_after_the_isolation_is_refused_too(digits: Samples, tiny_net: NetBuilder) -> None:
+    data, method = digits.subset(torch.arange(100)), ABL(isolate_after=1, confidence=None)
+    memory, _ = participate(method, tiny_net(0), data, 1)
+    with pytest.raises(MethodRefused, match="diverged; lower the rate"):
+        method.fit(tiny_net(0), data, replace(PLAN, lr=1e30), memory, generator(0))
+
+
 def test_a_client_with_a_single_sample_trains(digits: Samples, tiny_net: NetBuilder) -> None:
     memory, notes = participate(ABL(isolate_after=1, confidence=None), tiny_net(0), digits.subset(torch.arange(1)), 2)
     assert len(memory["isolated"]) == 0

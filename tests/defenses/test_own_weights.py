@@ -21,6 +21,7 @@ from fedbd.defenses.cleanup.fine_pruning import FinePruning
 from fedbd.defenses.cleanup.flain import FLAIN
 from fedbd.defenses.cleanup.linf_pruning import LinfPruning
 from fedbd.defenses.cleanup.rnp import RNP
+from fedbd.defenses.detection.model_mutation import ModelMutation
 from fedbd.errors import MethodRefused
 from fedbd.types import Clues, Samples, TrustedData
 
@@ -80,6 +81,22 @@ def test_the_last_guard(wrap: str) -> None:
         switch_off(model, {"conv": OFF})
     with pytest.raises(MethodRefused, match="weight of fc is computed"):
         FLAIN().clean(model, trusted(), Clues(reference=copy.deepcopy(model)), torch.Generator())
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_noise_on_a_computed_weight_is_refused(wrap: str) -> None:
+    with torch.no_grad():
+        model = Net(WRAPS[wrap]).eval()
+    said = ModelMutation(noise=1.0).refusal(model)
+    assert "the weight of fc is computed from other parameters" in (said or "")
+    with pytest.raises(MethodRefused, match="weight of fc is computed"):
+        ModelMutation(noise=1.0, mutants=3).score(model, trusted().fit, None, torch.Generator())
+
+
+def test_a_computed_classifier_is_no_normalization_of_channels() -> None:
+    model = Net(weight_norm)
+    remove_parametrizations(model.conv, "weight")
+    assert RNP().refusal(model) is None
 
 
 def test_a_normalization_behind_computed_filters_can_be_switched_off() -> None:

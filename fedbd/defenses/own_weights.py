@@ -1,4 +1,4 @@
-"""Whether what a pruning sets to 0 stays 0: a computed weight is computed anew at the next forward pass."""
+"""Whether what a method writes into a weight stays there: a computed one is computed anew at the next forward pass."""
 
 from __future__ import annotations
 

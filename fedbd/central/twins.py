@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,15 @@ def _differences(asked: Asked, theirs: Source) -> list[str]:
         names.append("kind of training")
     else:
         names += [f"'{name}'" for name, here in mine.course.items() if here != theirs.course[name]]
+    if not names and _round(asked.checkpoint, mine) != _round(asked.twin or asked.checkpoint, theirs):
+        names.append("round")  # a twin's run keeps its last model alone
     return names + ["seed"] * (mine.seed != theirs.seed)
+
+
+def _round(checkpoint: Path, source: Source) -> int | None:
+    """Return the round whose model a checkpoint of a run is: one that it kept, or its last."""
+    kept = re.fullmatch(r"round-(\d+)\.safetensors", checkpoint.name)
+    return int(kept[1]) if kept else source.course.get("rounds")
 
 
 def equal_problems(subject: Subject) -> list[Problem]:

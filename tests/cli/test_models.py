@@ -522,6 +522,19 @@ def test_a_run_of_other_rounds_is_no_twin(tmp_path: Path) -> None:
     assert [problem.got for problem in found] == [f"{tmp_path / 'b'}, with another 'rounds'"]
 
 
+def test_the_twin_s_last_model_is_no_floor_of_an_earlier_round(tmp_path: Path) -> None:
+    for name, text in (("a", RUN), ("b", RUN.split("attacks:", maxsplit=1)[0])):
+        (tmp_path / name / "models").mkdir(parents=True)
+        (tmp_path / name / "scenario.yaml").write_text(text.replace("rounds: 1", "rounds: 2"))
+        for number in (1, 2):
+            (tmp_path / name / "models" / f"round-{number}.safetensors").touch()
+    kept, twin = tmp_path / "a" / "models", tmp_path / "b"
+    found = twin_problems(Asked(checkpoint=kept / "round-1.safetensors", twin=twin))
+    assert [problem.got for problem in found] == [f"{twin}, with another round"]
+    assert twin_problems(Asked(checkpoint=kept / "round-2.safetensors", twin=twin)) == []
+    assert twin_problems(Asked(checkpoint=kept / "round-1.safetensors", twin=twin / "models/round-1.safetensors")) == []
+
+
 def test_all_problems_come_at_once(place: Path, fedbd_: Call) -> None:
     words = ["-m", "rmp", "-m", "linf_pruning", "--target", "12", "--trigger", "grid", "--trusted", "5000"]
     said = fedbd_("clean", MODEL, *FULL, *words, "--table", "t.txt", "--twin", "gone.pt")

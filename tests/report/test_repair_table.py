@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 from torch import nn
@@ -121,6 +122,8 @@ def test_the_colors_are_those_of_a_run() -> None:
 
 def test_files(tmp_path: Path) -> None:
     rows = [row(), row("idle", acted=False)]
+    foreign = {"acted": np.bool_(True), "loss": np.float32("nan")}  # as a method of somebody else may note them
+    rows[0].repaired.notes.update(foreign)
     write_repairs(tmp_path / "t.csv", rows)
     with open(tmp_path / "t.csv", newline="") as file:
         found = list(csv.DictReader(file))
@@ -129,5 +132,6 @@ def test_files(tmp_path: Path) -> None:
     assert found[0]["attack_success_floor"] == ""
     write_repairs(tmp_path / "t.json", rows)
     entries = json.loads((tmp_path / "t.json").read_text())
+    assert entries[0]["notes"] == {"acted": True, "loss": None}
     assert entries[1]["notes"] == {"acted": False, "reason": "no [mask] is low"}
     assert entries[0]["clean_accuracy_before"] == 0.851

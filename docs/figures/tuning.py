@@ -39,8 +39,9 @@ def main(folder: Path) -> None:
     for place, (label, found) in enumerate(sorted(trials.items())):
         seeds = [list(zip(*each, strict=True)) for each in found.values()]
         dots = sorted((statistics.mean(asr), statistics.mean(ca), any(lost)) for asr, ca, lost in seeds)
-        style = {"color": plt.get_cmap("tab10")(place), "marker": MARKS[place % len(MARKS)], "ms": 6, "alpha": 0.85}
-        axes.plot([dot[0] for dot in dots], [dot[1] for dot in dots], style["color"], lw=0.8, alpha=0.85)
+        color, mark = plt.get_cmap("tab10")(place), MARKS[place % len(MARKS)]
+        style = {"color": color, "marker": mark, "ms": 7, "mew": 1.2, "alpha": 0.85}
+        axes.plot([dot[0] for dot in dots], [dot[1] for dot in dots], color=color, lw=0.8, alpha=0.85)
         axes.plot([], [], ls="", label=label, **style)
         for asr, ca, lost in dots:
             axes.plot([asr], [ca], ls="", fillstyle="none" if lost else "full", **style)

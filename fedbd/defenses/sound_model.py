@@ -9,8 +9,6 @@ from fedbd.errors import MethodRefused
 from fedbd.training import evaluating, memory_format_of
 from fedbd.types import Samples
 
-PLAIN = "hand it the Python module"
-
 
 def need_sound(model: nn.Module, method: str, seen: Samples | None = None, classes: int = 1) -> None:
     """Refuse a model that no method can repair or judge.
@@ -26,7 +24,9 @@ def need_sound(model: nn.Module, method: str, seen: Samples | None = None, class
             finite, if the model does not take the images, or gives no (N, classes) tensor for them.
     """
     if isinstance(model, torch.jit.ScriptModule):
-        raise MethodRefused(f"{method} looks into a model's modules, and this one is compiled by torch.jit; {PLAIN}")
+        raise MethodRefused(
+            f"{method} looks into a model's modules, and this one is compiled by torch.jit; hand it the Python module"
+        )
     for name, entry in model.state_dict().items():
         if not isinstance(entry, Tensor) or not entry.is_floating_point():
             continue

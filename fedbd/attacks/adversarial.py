@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedbd.defenses.sound_model import need_classes, need_sound
+from fedbd.defenses.sound_model import need_known_labels, need_sound
 from fedbd.errors import MethodRefused
 from fedbd.metrics import predict
 from fedbd.training import memory_format_of, need_gradients
@@ -40,7 +40,7 @@ def refuse_unfit(model: nn.Module, images: Tensor, labels: Tensor, attack: str) 
         raise MethodRefused(f"{attack} perturbs float images in [0, 1], got {found}: take Samples.batch")
     need_sound(model, attack)
     if len(labels):
-        need_classes(model, attack, images[:2], labels)
+        need_known_labels(model, attack, images[:2], labels)
     predicted = predict(model, images, threads=1)
     if (predicted < 0).any():
         raise MethodRefused(f"{attack} needs a model whose outputs are finite; this one has diverged")

@@ -90,7 +90,7 @@ class Row:
 
     @property
     def gave_up_target(self) -> bool:
-        """Whether it bought its low attack success with the target class (``metrics.gave_up_target``)."""
+        """Whether it bought its low attack success with the target class (``summary.gave_up_target``)."""
         return gave_up_target(self.before, self.after)
 
     @property

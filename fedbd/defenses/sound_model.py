@@ -52,10 +52,10 @@ def need_scorable(model: nn.Module, method: str, data: Samples) -> None:
     if len(data) == 0:
         raise MethodRefused(f"{method}: there are no samples to score; give it at least one")
     need_sound(model, method)
-    need_classes(model, method, data.images[:2].to(torch.float32).div(255.0), data.labels)
+    need_known_labels(model, method, data.images[:2].to(torch.float32).div(255.0), data.labels)
 
 
-def need_classes(model: nn.Module, method: str, images: Tensor, labels: Tensor) -> None:
+def need_known_labels(model: nn.Module, method: str, images: Tensor, labels: Tensor) -> None:
     """Refuse labels that are none of a model's classes.
 
     Args:

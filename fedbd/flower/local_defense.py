@@ -115,14 +115,14 @@ def _samples(data: Samples | tuple[Tensor, Tensor], model: nn.Module) -> Samples
     """Return the data as samples on the model's device, if it is a model for them."""
     import torch  # noqa: PLC0415
 
-    from fedbd.defenses.sound_model import need_classes, need_sound  # noqa: PLC0415
+    from fedbd.defenses.sound_model import need_known_labels, need_sound  # noqa: PLC0415
     from fedbd.types import Samples  # noqa: PLC0415
 
     images, labels = _pair(data)
     device = next((entry.device for entry in model.parameters()), torch.device("cpu"))
     samples = Samples(images.contiguous().to(device), labels.to(device, torch.int64))
     need_sound(model, "local_defense")
-    need_classes(model, "local_defense", samples.batch(torch.arange(min(2, len(samples))))[0], samples.labels)
+    need_known_labels(model, "local_defense", samples.batch(torch.arange(min(2, len(samples))))[0], samples.labels)
     return samples
 
 

@@ -134,7 +134,7 @@ def detect_own(
         poisoned[truth] = True
     found: Notes = {}
     for plan in due:
-        rng = torch_rng(prepared.scenario.seed, f"detection/{plan.key}", round_, client)
+        rng = torch_rng(prepared.scenario.seed, "detection", round_, client)
         started = time.perf_counter()
         counts = {"positives": int(poisoned.sum()), "negatives": int((~poisoned).sum())}
         scores, notes = scores_of(plan.method.impl, model, data, None, rng)
@@ -142,7 +142,7 @@ def detect_own(
         if plan.honest:
             found[plan.key] |= {"polluted": truth is not None}
         if scores is not None:
-            shuffle = numpy_rng(prepared.scenario.seed, f"shuffled/{plan.key}", round_, client)
+            shuffle = numpy_rng(prepared.scenario.seed, "shuffled", round_, client)
             found[plan.key] |= score_measures(scores, poisoned, shuffle)
             if plan.honest:
                 found[plan.key] |= {"clean_scores": scores[~poisoned].tolist()}

@@ -60,7 +60,7 @@ def clean(
     served.
     """
     trusted, method = prepared.federation.trusted, plan.method.impl
-    rng = torch_rng(prepared.scenario.seed, f"cleanup/{plan.key}", round_)
+    rng = torch_rng(prepared.scenario.seed, "cleanup", round_)
     truth = truth_of(prepared) if getattr(method, "oracle", False) else None
     started = time.perf_counter()
     result = repair(model, method, trusted, clues, rng, truth)

@@ -32,8 +32,8 @@ def detect(prepared: Prepared, plan: DetectionPlan, model: nn.Module, round_: in
         return {**base, "positives": 0, "negatives": 0, "seconds": 0.0, "notes": {"reason": "no trigger to detect"}}
     served = Served(model=model, test=prepared.dataset.test, trusted=prepared.federation.trusted)
     inputs, triggered = incoming(prepared, plan, model, round_)
-    rng = torch_rng(seed, f"detection/{plan.key}", round_)
-    shuffle = numpy_rng(seed, f"shuffled/{plan.key}", round_)
+    rng = torch_rng(seed, "detection", round_)
+    shuffle = numpy_rng(seed, "shuffled", round_)
     scores, measured = tried(served, detector, inputs, triggered, rng, shuffle)
     line = {**base, **measured}
     if scores is not None and plan.adversarial:
@@ -43,8 +43,8 @@ def detect(prepared: Prepared, plan: DetectionPlan, model: nn.Module, round_: in
             {evasion.method.name: evasion.method.impl for evasion in plan.adversarial},
             inputs.images[torch.as_tensor(triggered)],
             plan.samples,
-            torch_rng(seed, f"adversarial/{plan.key}", round_),
-            lambda name: torch_rng(seed, f"evasion/{plan.key}/{name}", round_),
+            torch_rng(seed, "adversarial", round_),
+            lambda name: torch_rng(seed, f"evasion/{name}", round_),
         )
     return line
 
@@ -55,7 +55,7 @@ def incoming(
     """Return mixed inputs with predicted labels, and which of them are triggered."""
     served = Served(model=model, test=prepared.dataset.test, trusted=None)
     attacks = [(attack.trigger.impl, attack.target) for attack in prepared.scenario.attacks]
-    rng = torch_rng(prepared.scenario.seed, f"incoming/{plan.key}", round_)
+    rng = torch_rng(prepared.scenario.seed, "incoming", round_)
     inputs, triggered, _ = sample_detection.incoming(served, attacks, plan.samples, rng)
     return inputs, triggered
 

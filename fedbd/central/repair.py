@@ -184,7 +184,8 @@ def repair_all(
 
     Args:
         model: Left untouched, as is the twin.
-        methods: By label. A label and the seed decide the method's randomness, whatever stands beside it.
+        methods: By label. Of the same seed all draw alike, but for later steps of a chain: two methods that differ in
+            one term, as NAD and fine-tuning do, are a pair.
         trusted: Clean data, or None.
         clues: What all methods may know from the start (``reference``).
         seed: Of the methods' randomness.
@@ -196,9 +197,9 @@ def repair_all(
     lanes = [_Lane(model, clues, judged(model))]
     lanes += [] if twin is None else [_Lane(twin, clues, judged(twin))]
     tainted = False
-    for label, method in methods.items():
+    for number, (label, method) in enumerate(methods.items()):
         oracle = bool(getattr(method, "oracle", False))
-        steps = [_step(lane, label, method, trusted, seed, judged, truth) for lane in lanes]
+        steps = [_step(lane, number if chain else 0, method, trusted, seed, judged, truth) for lane in lanes]
         own, others = steps[0], steps[1:]
         yield Row(
             method=label,
@@ -225,13 +226,13 @@ class _Lane:
 
 def _step(
     lane: _Lane,
-    label: str,
+    place: int,
     method: Cleanup,
     trusted: TrustedData | None,
     seed: int,
     judged: Judge,
     truth: Truth | None,
 ) -> tuple[Repaired, _Lane]:
-    result = repair(lane.model, method, trusted, lane.clues, torch_rng(seed, f"clean/{label}"), truth)
+    result = repair(lane.model, method, trusted, lane.clues, torch_rng(seed, f"clean/step {place}"), truth)
     changed = result.acted and bool(getattr(method, "repairs", True))
     return result, _Lane(result.model, result.clues, judged(result.model) if changed else lane.measures)

@@ -135,7 +135,7 @@ def _try(
     served = Served(model=subject.model, test=subject.dataset.test, trusted=held.trusted)
     attacks = [] if subject.trigger is None or subject.target is None else [(subject.trigger, subject.target)]
     inputs, triggered, places = incoming(served, attacks, samples, torch_rng(seed, "incoming"))
-    rng, shuffle = torch_rng(seed, f"detection/{label}"), numpy_rng(seed, f"shuffled/{label}")
+    rng, shuffle = torch_rng(seed, "detection"), numpy_rng(seed, "shuffled")
     found, line = tried(served, detector, inputs, triggered, rng, shuffle)
     if found is None:
         return line
@@ -148,7 +148,7 @@ def _try(
             inputs.images[torch.as_tensor(triggered)],
             samples,
             torch_rng(seed, "adversarial"),
-            lambda name: torch_rng(seed, f"evasion/{label}/{name}"),
+            lambda name: torch_rng(seed, f"evasion/{name}"),
         )
     return line
 

@@ -109,7 +109,14 @@ def test_each_method_starts_from_the_original(test: Samples) -> None:
     assert [row.after["clean_accuracy"] for row in rows] == pytest.approx([0.3, 0.2, 0.5])
     assert [row.repairs for row in rows] == [True, False, True]
     assert rows[0].repaired.notes["drawn"] == rows_of(test, {"one": Says(label=1)})[0].repaired.notes["drawn"]
-    assert rows[0].repaired.notes["drawn"] != rows[2].repaired.notes["drawn"]
+
+
+def test_methods_draw_alike_so_that_they_are_pairs_and_steps_of_a_chain_do_not(test: Samples) -> None:
+    both = {"one": Says(label=1), "two": Says(label=2)}
+    drawn = [row.repaired.notes["drawn"] for row in rows_of(test, both)]
+    assert drawn[0] == drawn[1]
+    chained = [row.repaired.notes["drawn"] for row in rows_of(test, both, chain=True)]
+    assert chained[0] == drawn[0] != chained[1]
 
 
 def test_in_a_chain_models_and_clues_flow(test: Samples) -> None:

@@ -71,11 +71,26 @@ def test_all_to_all_inputs_of_every_class_are_triggered(prepared: Prepared) -> N
     attack = dataclasses.replace(prepared.scenario.attacks[0], target="all_to_all")
     every = Prepared(dataclasses.replace(prepared.scenario, attacks=(attack,)), prepared.federation)
     inputs, triggered = incoming(every, plan(Corner(), 10_000), prepared.new_model().eval(), 1)
-    order = torch.randperm(len(prepared.dataset.test), generator=torch_rng(0, "incoming/corner", 1))
+    order = torch.randperm(len(prepared.dataset.test), generator=torch_rng(0, "incoming", 1))
     assert int(triggered.sum()) == len(order) // 2
     some, fewer = incoming(prepared, plan(Corner(), 10_000), prepared.new_model().eval(), 1)
     assert int(fewer.sum()) < int(triggered.sum())
     assert len(some) < len(inputs)
+
+
+def test_all_detectors_of_a_round_get_the_same_inputs_and_draws(prepared: Prepared) -> None:
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    class Looks:
+        def score(self, model: Any, data: Samples, trusted: Any, rng: torch.Generator) -> Any:
+            seen.append((data.images, torch.rand(4, generator=rng)))
+            return np.zeros(len(data)), {}
+
+    for label, round_ in (("one", 1), ("two", 1), ("one", 2)):
+        looks = DetectionPlan(method=Method("looks", Looks()), label=label, samples=50)
+        detect(prepared, looks, prepared.new_model().eval(), round_)
+    assert all(torch.equal(*pair) for pair in zip(seen[0], seen[1], strict=True))
+    assert not torch.equal(seen[0][0], seen[2][0]) and not torch.equal(seen[0][1], seen[2][1])
 
 
 def test_triggered_inputs_are_of_other_classes_and_no_clean_twin_is_among_the_negatives(prepared: Prepared) -> None:

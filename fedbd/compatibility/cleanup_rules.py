@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from fedbd.compatibility.attack_rules import attackers_fit
@@ -10,7 +10,7 @@ from fedbd.config.scenario import Scenario, with_open_windows
 from fedbd.defenses.trusted_data import fewest_trusted, needs_trusted
 from fedbd.errors import Problem
 from fedbd.registry import either
-from fedbd.targets import ALL_TO_ALL
+from fedbd.targets import ALL_TO_ALL, Target
 
 GIVERS = {
     "unlearned": ["rnp", "rnp_label"],
@@ -19,6 +19,8 @@ GIVERS = {
     "trigger": ["trigger_recovery"],
 }
 """Clue -> the registered cleanups that find it."""
+
+TARGET_REMEDY = "leave it out and put rnp_label before it, or set labels: all"
 
 CONTROLS = ("none", "twin")
 """What the re-learning test calls its controls, beside the cleanups' labels."""
@@ -74,6 +76,21 @@ def repairs_act(s: Scenario) -> Iterator[Problem]:
             expected = f"must be false: '{plan.method.name}' is told one target label, and {ALL_TO_ALL} has none"
             remedy = "leave the cleanup out, or give the first attack a label as its target"
             yield Problem(path=f"{path}.oracle", expected=expected, got="true", remedy=remedy)
+
+
+def no_target_told(s: Scenario) -> Iterator[Problem]:
+    """No cleanup is told the label that an attack aims at: that would be an oracle, and not marked as one."""
+    for i, plan in enumerate(s.cleanup):
+        told = told_target(plan.method.impl, [attack.target for attack in s.attacks])
+        if told is not None:
+            expected = "must not be the label that an attack aims at, which no defender knows"
+            yield Problem(path=f"cleanup[{i}].target", expected=expected, got=str(told), remedy=TARGET_REMEDY)
+
+
+def told_target(method: object, targets: Sequence[Target | None]) -> int | None:
+    """Return the ``target`` that a method names where an attack has it, too, None where none does."""
+    named = getattr(method, "target", None)
+    return named if isinstance(named, int) and named in targets else None
 
 
 def clues_come_first(s: Scenario) -> Iterator[Problem]:
@@ -134,6 +151,7 @@ CHECKS = (
     guards_run,
     one_timetable,
     repairs_act,
+    no_target_told,
     clues_come_first,
     trusted_there,
     relearning_can_run,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from fedbd.errors import MethodRefused
 from fedbd.types import Need, Samples, TrustedData
 
@@ -23,6 +25,16 @@ def needs_classes(method: object) -> bool:
 def fewest_trusted(method: object) -> int:
     """Return how many trusted images to fit a method takes at least (``fewest_trusted``; 1 where it does not say)."""
     return int(getattr(method, "fewest_trusted", 1)) if needs_trusted(method) else 0
+
+
+def refusal_on(method: object, model: nn.Module, trusted: TrustedData | None) -> str | None:
+    """Return why a method cannot act on a model with these trusted data, None if it can or does not say.
+
+    A method says so itself (``refusal_on(model, trusted)``): what the model alone cannot tell, as the images' size.
+    """
+    ask = getattr(method, "refusal_on", None)
+    reason: str | None = None if ask is None or trusted is None else ask(model, trusted)
+    return reason
 
 
 def several_classes(samples: Samples) -> bool:

@@ -476,6 +476,14 @@ CLEAN_MISTAKES: dict[str, tuple[list[str], str]] = {
         [MODEL, *FULL, "-m", "{name: linf_pruning, knowledge: real, oracle: true}"],
         "is told the real trigger (oracle: true), and there is none; add --trigger and --target",
     ),
+    "the label that is measured with": (
+        [MODEL, *FULL, "--trigger", "grid", "--target", "0", "-m", "{name: trigger_recovery, target: 0}"],
+        "target=0: must not name the target that the measuring knows, which no defender does; leave it out and put",
+    ),
+    "a label that is none": (
+        [MODEL, *FULL, "-m", "{name: trigger_recovery, target: 99}"],
+        "target=99: cannot act: trigger_recovery searches target 99 and the labels are 0 to 9; set one of them",
+    ),
     "a model to save nowhere": ([MODEL, *FULL, *RNP, "--save", "gone/x.safetensors"], "--save: must be a file in a"),
     "a model of another form": ([MODEL, *FULL, *RNP, "--save", "x.pt"], "--save: must end in .safetensors, got 'x.pt'"),
     "two models to save": (

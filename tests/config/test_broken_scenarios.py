@@ -747,6 +747,12 @@ COMBINATIONS = [
         "cleanup[0].oracle: must be false where there is no attack to know of, got true",
     ),
     load(
+        "the label of the attack, told to a method that is no oracle",
+        GOOD + TRUSTED + ATTACK + "cleanup: [{name: trigger_recovery, target: 0}]\n",
+        "cleanup[0].target: must not be the label that an attack aims at, which no defender knows, got 0; leave it out "
+        "and put rnp_label before it, or set labels: all",
+    ),
+    load(
         "a clue that nobody finds",
         GOOD + TRUSTED + "cleanup: [{name: finetune, start: unlearned}]\n",
         "cleanup[0]: 'finetune' uses the unlearned that a cleanup before it finds, and none does in round 1; put rnp "
@@ -1057,6 +1063,28 @@ AT_THE_DATA = [
         + ATTACK
         + "detection: [{name: strip, adversarial: [fgsm, {name: cw, target: 10}]}]\n",
         "detection[0].adversarial[1].target: must be below the number of classes (10), got 10",
+    ),
+    prepared(
+        "what only the trusted images, their size and classes can tell",
+        GOOD.replace("{name: digits}", "{name: generated, shape: [1, 6, 6]}").replace("rounds: 3", "rounds: 1")
+        + "trusted: {size: 300, labels: [0, 1, 2, 3, 4, 5, 6, 8, 9]}\n"
+        + ATTACK
+        + "cleanup: [{name: trigger_recovery, target: 99}]\ndetection: [frequency, kernel_density]\n",
+        "cleanup[0]: cannot act: trigger_recovery searches target 99 and the labels are 0 to 9; set one of them",
+        "detection[0]: cannot act: frequency: the cnn takes images from 8x8 up, not 6x6; set network: linear and "
+        "transform: log",
+        "detection[1]: cannot act: kernel_density: no trusted image to fit is of class 7; trust images of every class",
+    ),
+    prepared(
+        "attention maps that only the images make too small",
+        GOOD.replace("{name: digits}", "{name: generated, shape: [3, 32, 32]}").replace(
+            "{name: mlp}", "{name: torchvision, architecture: vgg11}"
+        )
+        + TRUSTED
+        + "cleanup: [{name: nad, betas: [500, 500, 500, 500, 500]}]\n",
+        "cleanup[0]: cannot act: nad compares maps and that of tap 'net.features.20' has one pixel, which is 1 for "
+        "every image once it is normalized; take a model with taps that have maps (cnn, wrn16-1, resnet18), or "
+        "set taps on yours to modules before the global pool",
     ),
     prepared(
         "a start that is not there, and a repair that cannot act",

@@ -12,7 +12,6 @@ from fedbd.defenses.cleanup.fine_pruning import FinePruning
 from fedbd.defenses.cleanup.flain import FLAIN
 from fedbd.defenses.cleanup.linf_pruning import LinfPruning
 from fedbd.defenses.cleanup.nad import NAD
-from fedbd.defenses.cleanup.trigger_recovery import TriggerRecovery
 from fedbd.defenses.detection.activation_spaces import spaces
 from fedbd.errors import MethodRefused
 from fedbd.models.cnn import Cnn
@@ -49,7 +48,6 @@ def test_methods_say_so_before_they_start() -> None:
         for attribute in ("maps", "prunable", "channels"):
             assert "no module 'nope'" in (method.refusal(model(**{attribute: "nope"})) or "")
     assert "no module 'nope'" in (NAD().refusal(model(taps=("nope", "nope", "nope"))) or "")
-    assert TriggerRecovery(target=0).refusal(model(classifier="nope")) is None  # which it does not need
     with pytest.raises(MethodRefused, match="`classifier` and it has no module"):
         spaces(model(classifier="nope"), "lid")
     assert prunable(model(), "method") == model().maps

@@ -8,7 +8,8 @@ Differs from the paper:
 - Defaults are the code's since 2022-01: mean squared distance, 20 epochs, weights 500, 1000, 1000. The paper's distance
   is ``distance: l2``; with the same weights it presses far harder, as it divides by no number of pixels.
 - The teacher: the code has no script for it. The authors' advice is the same loop without attention for 5 to 10 epochs,
-  which is done here; the paper stops where validation stops improving.
+  which is done here, with the student's drop of the rate (once, after two epochs). The paper, as it is remembered,
+  divides the teacher's rate by ten after every two and stops where validation stops improving.
 - Augmentation is crop and flip, as the code's table says; its script adds cut-out (``augment: crop_flip_cutout``).
 - Not copied from the code: before 2022-01 the attention loss was detached and had no gradient. Nor from its
   successors: a map of one pixel, whose term is always 0, is refused.
@@ -40,7 +41,7 @@ from fedbd.defenses.cleanup.finetune import (
 )
 from fedbd.defenses.sound_model import need_sound
 from fedbd.defenses.trusted_data import required
-from fedbd.errors import MethodRefused
+from fedbd.errors import MethodRefused, refusal
 from fedbd.method_fields import checks_fields
 from fedbd.metrics import accuracy
 from fedbd.models.taps import declared, outputs
@@ -134,6 +135,15 @@ class NAD:
     def refusal(self, model: nn.Module) -> str | None:
         """Return why a model cannot be repaired, None if it can: a run asks before it starts."""
         return unfit(model, self.betas, "nad")
+
+    def refusal_on(self, model: nn.Module, trusted: TrustedData) -> str | None:
+        """Return why a model cannot be repaired with images of this size, None if it can: asked as ``refusal`` is."""
+
+        def look() -> None:
+            need_sound(model, "nad", trusted.fit, trusted.classes)
+            map_sizes(model, trusted.fit.images[:1], "nad")
+
+        return refusal(look)
 
     def clean(
         self, model: nn.Module, trusted: TrustedData | None, clues: Clues, rng: torch.Generator

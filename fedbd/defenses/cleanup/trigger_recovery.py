@@ -107,13 +107,11 @@ class TriggerRecovery:
         clash = self.labels == "all" and self.target is not None
         return [("target", "must be null where labels is all")] if clash else []
 
-    def refusal(self, model: nn.Module) -> str | None:
-        """Return why a model cannot be searched, None if it can: a run asks before it starts."""
-        return self._outside(class_count(model), self.target)
+    def refusal_on(self, model: nn.Module, trusted: TrustedData) -> str | None:
+        """Return why a task of so many classes cannot be searched, None if it can: a run asks before it starts."""
+        return self._outside(trusted.classes, self.target)
 
-    def _outside(self, classes: int | None, target: int | None) -> str | None:
-        if classes is None:
-            return None
+    def _outside(self, classes: int, target: int | None) -> str | None:
         if target is not None and not 0 <= target < classes:
             return f"trigger_recovery searches target {target} and the labels are 0 to {classes - 1}; set one of them"
         if self.labels == "all" and classes < FEWEST_CLASSES:
@@ -236,18 +234,3 @@ def _measured(model: nn.Module, network: nn.Module, found: Search, validate: Sam
         "success_without": share(network, None),
         "success_on_model": with_trigger if network is model else share(model, found.trigger.stamp),
     }
-
-
-def class_count(model: nn.Module) -> int | None:
-    """Return how many classes a model tells apart: outputs of the last Linear or Conv2d of its declared classifier.
-
-    None where it declares none, or one that ends in another layer.
-    """
-    classifier = dict(model.named_modules(remove_duplicate=False)).get(getattr(model, "classifier", None) or "")
-    if classifier is None or classifier is model:
-        return None
-    layers = [module for module in classifier.modules() if list(module.parameters(recurse=False))]
-    last = layers[-1] if layers else None
-    if isinstance(last, nn.Linear):
-        return last.out_features
-    return last.out_channels if isinstance(last, nn.Conv2d) else None

@@ -223,6 +223,10 @@ class Frequency:
             ]
         return []
 
+    def refusal_on(self, model: nn.Module, trusted: TrustedData) -> str | None:
+        """Return why it cannot train on images of this size, None if it can: a run asks before it starts."""
+        return self._too_small(trusted)
+
     def score(
         self, model: nn.Module, data: Samples, trusted: TrustedData | None, rng: torch.Generator
     ) -> tuple[NDArray[np.float64], Notes]:
@@ -263,12 +267,18 @@ class Frequency:
         own, held = tuple(data.images.shape[1:]), tuple(trusted.fit.images.shape[1:])
         if own != held:
             raise MethodRefused(f"{METHOD}: the samples are images of {own}, (C, H, W), and the trusted ones of {held}")
+        small = self._too_small(trusted)
+        if small is not None:
+            raise MethodRefused(small)
+
+    def _too_small(self, trusted: TrustedData) -> str | None:
         height, width = trusted.fit.images.shape[2:]
-        if self.network == "cnn" and min(height, width) < SMALLEST:
-            raise MethodRefused(
-                f"{METHOD}: the cnn takes images from {SMALLEST}x{SMALLEST} up, not {height}x{width}; "
-                "set network: linear and transform: log"
-            )
+        if self.network == "linear" or min(height, width) >= SMALLEST:
+            return None
+        return (
+            f"{METHOD}: the cnn takes images from {SMALLEST}x{SMALLEST} up, not {height}x{width}; "
+            "set network: linear and transform: log"
+        )
 
     def _train(self, images: Tensor, scale: Scale, rng: torch.Generator) -> tuple[nn.Module, float]:
         """Return a trained network in eval mode and the mean loss of its last epoch."""

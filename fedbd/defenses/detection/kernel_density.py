@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -88,6 +88,14 @@ class KernelDensity:
         """Return why a model cannot be looked into, None if it can: a run asks before it starts."""
         return refusal(lambda: ends(model, "kernel_density"))
 
+    def refusal_on(self, model: nn.Module, trusted: TrustedData) -> str | None:
+        """Return which classes would have no density, None if all have one: a run asks before it starts."""
+        there = set(trusted.fit.labels.tolist())
+        missing = sorted(set(range(trusted.classes)) - there)
+        if not missing or len(there) < 2:  # of a single class, see ``needs_classes``
+            return None
+        return f"kernel_density: no trusted image to fit is of {_named(missing)}; trust images of every class"
+
     def score(
         self, model: nn.Module, data: Samples, trusted: TrustedData | None, rng: torch.Generator
     ) -> tuple[NDArray[np.float64], Notes]:
@@ -119,7 +127,7 @@ class KernelDensity:
         counts = Counter(trusted.fit.labels.tolist())
         missing = sorted(set(predicted.tolist()) - set(counts))
         if missing:
-            reason = f"inputs are predicted as classes {missing}, of which no trusted image is there to fit"
+            reason = f"inputs are predicted as {_named(missing)}, of which no trusted image is there to fit"
             raise MethodRefused(f"kernel_density: {reason}; trust images of every class")
         owners, dimensions = trusted.fit.labels.cpu(), points.shape[1]
         clean = _apart(held_out, trusted.validate.labels.cpu(), points, owners)
@@ -142,6 +150,10 @@ class KernelDensity:
             model, ends(model, "kernel_density"), images, [vectors("flat")] * 2, "kernel_density"
         )
         return features, out
+
+
+def _named(classes: Sequence[int]) -> str:
+    return f"class{'es' if len(classes) > 1 else ''} {', '.join(map(str, classes))}"
 
 
 def _apart(features: Tensor, labels: Tensor, points: Tensor, owners: Tensor) -> Apart:

@@ -45,6 +45,9 @@ from fedbd.errors import MethodRefused, refusal
 from fedbd.method_fields import checks_fields
 from fedbd.types import Notes, Samples, TrustedData
 
+FEWEST_HELD_OUT = 2
+"""Of a single image's estimates there is no deviation to count in."""
+
 
 def local_dimension(distances: NDArray[np.float64], neighbors: int) -> NDArray[np.float64]:
     """Return the maximum likelihood estimate of local intrinsic dimensionality, section 3.2: -1 / mean(log(r_i / r_k)).
@@ -123,10 +126,13 @@ class LID:
             (name, dimensions of the space, the validation images' mean estimate and its deviation, and the samples').
 
         Raises:
-            MethodRefused: Without taps, trusted data or ``neighbors`` trusted images, or if a layer tells too few of
-                them apart, as those of a collapsed model do.
+            MethodRefused: Without taps, trusted data, ``neighbors`` trusted images to fit or two to validate, or if a
+                layer tells too few of them apart, as those of a collapsed model do.
         """
         trusted = trusted_parts(trusted, "lid", self.neighbors)
+        if len(trusted.validate) < FEWEST_HELD_OUT:
+            held = f"compares with the spread of at least {FEWEST_HELD_OUT} trusted images to validate"
+            raise MethodRefused(f"lid {held} and there is one; raise trusted.validate_share or trusted.size")
         need_sound(model, "lid", trusted.fit, trusted.classes)
         need_scorable(model, "lid", data)
         count = len(trusted.fit) if self.reference is None else min(self.reference, len(trusted.fit))

@@ -256,6 +256,8 @@ def test_maps_that_only_the_images_make_too_small_are_refused_before_any_trainin
     deep = Cnn(width=2).build((1, 8, 8), 10, generator())
     deep.block3 = nn.Sequential(nn.MaxPool2d(2), deep.block3)  # 8x8 images leave one pixel, larger ones more
     assert SMALL.refusal(deep) is None
+    assert "one pixel" in (SMALL.refusal_on(deep, backdoored.trusted) or "")
+    assert SMALL.refusal_on(backdoored.model, backdoored.trusted) is None
     rng = generator()
     with pytest.raises(MethodRefused, match="one pixel"):
         SMALL.clean(deep, backdoored.trusted, Clues(), rng)

@@ -133,13 +133,9 @@ def test_says_what_is_missing(trusted: TrustedData) -> None:
 def test_refusals(trusted: TrustedData) -> None:
     model = Rows(0.0)
     outside = TriggerRecovery(target=CLASSES)
-    assert "0 to 5; set one of them" in (outside.refusal(model) or "")
-    assert TriggerRecovery(target=5).refusal(model) is None
-    for last in (nn.Conv2d(2, CLASSES, 1), nn.Sequential(nn.Linear(2, 9), nn.ReLU(), nn.Linear(9, CLASSES))):
-        other = nn.Sequential(last, nn.Flatten())
-        other.classifier = "0"  # type: ignore[assignment]
-        assert "0 to 5; set one of them" in (outside.refusal(other) or "")
-    assert outside.refusal(nn.Linear(2, 2)) is None  # it declares no classifier: known when it runs
+    assert "0 to 5; set one of them" in (outside.refusal_on(model, trusted) or "")
+    assert TriggerRecovery(target=5).refusal_on(model, trusted) is None
+    assert TriggerRecovery(labels="all").refusal_on(model, trusted) is None
     with pytest.raises(MethodRefused, match="0 to 5"):
         outside.clean(model, trusted, Clues(), generator())
     with pytest.raises(MethodRefused, match="hand it TrustedData"):
@@ -159,9 +155,7 @@ def test_of_two_labels_none_can_stand_out(trusted: TrustedData) -> None:
     method = TriggerRecovery(labels="all")
     with pytest.raises(MethodRefused, match="of 2 classes none can be; set labels: detected, or target"):
         method.clean(Rows(0.0).eval(), TrustedData(few[0], few[1], 2), Clues(), generator())
-    two = nn.Sequential(nn.Linear(4, 2))
-    two.classifier = "0"  # type: ignore[assignment]
-    assert "of 2 classes" in (method.refusal(two) or "")
+    assert "of 2 classes" in (method.refusal_on(Rows(0.0), TrustedData(few[0], few[1], 2)) or "")
     # Why: the index of two different sizes is 1 / 1.4826, whatever they are.
     assert anomaly_indices([3.0, 600.0]) == pytest.approx([0.6745, 0.6745], abs=1e-4)
 

@@ -160,7 +160,9 @@ def test_refusals(backdoored: Any) -> None:
     small = Samples(noise(30, 1, 7, 9), torch.zeros(30, dtype=torch.int64))
     with pytest.raises(MethodRefused, match="network: linear"):
         QUICK.score(backdoored.model, small, TrustedData(small, small, 2), generator())
-    scores, _ = Frequency(network="linear", transform="log", epochs=1).score(
-        backdoored.model, small, TrustedData(small, small, 2), generator()
-    )
+    linear = Frequency(network="linear", transform="log", epochs=1)
+    assert "network: linear" in (QUICK.refusal_on(backdoored.model, TrustedData(small, small, 2)) or "")
+    assert QUICK.refusal_on(backdoored.model, backdoored.trusted) is None
+    assert linear.refusal_on(backdoored.model, TrustedData(small, small, 2)) is None
+    scores, _ = linear.score(backdoored.model, small, TrustedData(small, small, 2), generator())
     assert np.isfinite(scores).all()

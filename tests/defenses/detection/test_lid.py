@@ -127,7 +127,8 @@ def test_it_refuses_what_it_cannot_do(backdoored: Any, tiny_net: Any) -> None:
         LID(reference=10)
     assert LID(reference=20).problems() == detector.problems() == []
     few = TrustedData(backdoored.trusted.fit.subset(torch.arange(19)), backdoored.trusted.validate, 10)
-    for trusted, reason in [(None, "size: 500"), (few, "needs 20")]:
+    alone = TrustedData(backdoored.trusted.fit, backdoored.trusted.validate.subset(torch.arange(1)), 10)
+    for trusted, reason in [(None, "size: 500"), (few, "needs 20"), (alone, "at least 2 trusted images to validate")]:
         with pytest.raises(MethodRefused, match=reason):
             detector.score(backdoored.model, backdoored.clean, trusted, generator())
     with pytest.raises(MethodRefused, match="`taps`"):

@@ -17,9 +17,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from fedbd.central.plan import CentralData, CentralPlan, assemble_central, load_central, new_model, twin_of
+from fedbd.central.plan import (
+    CentralData,
+    CentralPlan,
+    assemble_central,
+    draw_trusted,
+    load_central,
+    new_model,
+    twin_of,
+)
 from fedbd.central.repair import Truth, judge, repair_all, stamped_inputs
 from fedbd.config.schema import parse
 from fedbd.errors import Problem
@@ -111,21 +120,22 @@ def one_seed(plan: CentralPlan, data: CentralData, folder: Path, out: Path, arms
         print(f"seed {plan.seed}: no model in {folder}")
         return
     trigger, target = plan.poison.trigger.impl, plan.poison.target
-    caught = stamped_inputs(data.dataset.train.subset(data.held_out), trigger, target)
+    pool = data.dataset.train.subset(data.held_out)
 
     def judged(model: torch.nn.Module) -> Any:
         return judge(model, data.dataset.test, data.dataset.classes, trigger, target)
 
     for name, arm in arms.items():
+        trusted, taken = draw_trusted(pool, data.dataset.classes, arm.trusted, arm.validate_share, plan.seed)
+        rest = pool.subset(np.setdiff1d(np.arange(len(pool)), taken))  # an oracle's inputs come without clean originals
         rows = repair_all(
             both[0],
-            # Labels decide the draws: the first steps of all arms have the same, so that arms are paired.
             {f"step {i}": build("cleanup", fields) for i, fields in enumerate(arm.chain)},
-            data.trusted(arm.trusted, arm.validate_share, plan.seed),
+            trusted,
             Clues(reference=new_model(twin_of(plan), data.dataset).eval()),
             plan.seed,
             judged,
-            truth=Truth(trigger=trigger, target=target, triggered=caught),
+            truth=Truth(trigger=trigger, target=target, triggered=stamped_inputs(rest, trigger, target)),
             twin=both[1] if len(both) > 1 else None,
             chain=len(arm.chain) > 1,
         )

@@ -268,7 +268,7 @@ class EvaluationPlan:
     Attributes:
         twin: Also run the attack-free twin, for the floor of the attack success rate and the price of a defense.
         relearn: The re-learning test: after the run, the federation goes on, attacked, from what each cleanup made of
-            the model in the last round in which it ran; attack success is measured after so many further rounds. Two
+            the model in the last round in which it acted; attack success is measured after so many further rounds. Two
             controls go on beside it: the model that nothing repaired and, where there is one, the attack-free twin's.
         keep_models: Keep the models of these rounds, as the next round starts from them: for ``fedbd inspect`` and
             ``fedbd clean`` round by round.

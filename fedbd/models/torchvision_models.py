@@ -77,6 +77,8 @@ def _construct(architecture: str, classes: int) -> nn.Module:
     for module in net.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd | StochasticDepth):
             module.p = 0.0
+    if architecture.startswith("densenet"):  # its last activation is a function, behind ``features``; twice is as once
+        net.get_submodule("features").add_module("relu5", nn.ReLU())
     return net
 
 
@@ -99,7 +101,8 @@ def _inside(architecture: str, net: nn.Module) -> dict[str, Any]:
     if architecture.startswith("shufflenet"):
         return {"taps": ("stage2", "stage3", "stage4"), "maps": "conv5", "channels": "conv5.1"}
     if architecture.startswith("densenet"):
-        return {"taps": tuple(f"features.denseblock{i}" for i in range(1, 5)), "maps": "features"}
+        taps = tuple(f"features.denseblock{i}" for i in range(1, 5))
+        return {"taps": taps, "maps": "features.relu5", "channels": "features.norm5"}
     return {}
 
 

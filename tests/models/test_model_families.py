@@ -153,6 +153,25 @@ def test_every_family_learns(family):
     assert (model(x).argmax(1) == y).float().mean() > 0.95
 
 
+def test_densenets_maps_are_activated_and_its_network_is_torchvisions():
+    from torchvision.models import densenet121
+
+    model = build(Torchvision(architecture="densenet121"), (3, 64, 64)).eval()
+    seen = {}
+    model.get_submodule(model.maps).register_forward_hook(lambda *given: seen.update(maps=given[2].clone()))
+    x = torch.rand(2, 3, 64, 64, generator=rng())
+    logits = model(x)
+    assert seen["maps"].min() == 0 and seen["maps"].max() > 0
+    theirs = densenet121(num_classes=logits.shape[1])
+    theirs.load_state_dict({name.removeprefix("net."): entry for name, entry in model.state_dict().items()})
+    assert torch.allclose(theirs.eval()(x), logits, atol=1e-5)
+    norm = model.get_submodule(model.channels)
+    with torch.no_grad():
+        norm.weight[1], norm.bias[1] = 0, 0
+    model(x)
+    assert (seen["maps"][:, 1] == 0).all() and (seen["maps"][:, 0] != 0).any()
+
+
 def test_parameter_counts():
     assert parameters(build(MnistNet(), (1, 28, 28))) == 431_080
     assert parameters(build(Mlp(), (1, 28, 28))) == 199_210  # McMahan et al.'s 2NN

@@ -5,7 +5,8 @@ Neural Networks", ICLR 2021, https://arxiv.org/abs/2101.05930, which measures it
 https://github.com/bboylyg/NAD, whose loop this is with every weight of the attention at 0.
 
 Differs from the paper: the defaults are those of the code's student (20 epochs, the rate falls after two), so that the
-pair differs in the attention alone; the paper stops the fine-tuning where validation stops improving. Images are not
+pair differs in the attention alone; the paper stops the fine-tuning where validation stops improving. Augmentation is
+crop and flip, as the code's table says; its script adds cut-out (``augment: crop_flip_cutout``). Images are not
 normalized by mean and deviation, as nowhere in fedbd (nor in the code).
 """
 

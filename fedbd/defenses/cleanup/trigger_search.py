@@ -88,9 +88,10 @@ class _Cost:
         """Count a pass; change the cost after ``PATIENCE`` passes of one kind."""
         self.good, self.bad = (self.good + 1, 0) if worked else (0, self.bad + 1)
         if self.good >= PATIENCE:
-            self.good = 0
-            self.grew = self.grew or self.value > 0
-            self.value = self.value * UP if self.value > 0 else FIRST_COST
+            first = self.value == 0
+            self.good = int(first)  # the pass that sets the cost is also the first that counts for raising it
+            self.grew = not first
+            self.value = FIRST_COST if first else self.value * UP
         elif self.bad >= PATIENCE:
             self.bad = 0
             self.fell = self.fell or self.value > 0

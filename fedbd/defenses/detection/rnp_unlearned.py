@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedbd.defenses.cleanup.unlearning import ascent_plan, modal_prediction, unlearn
-from fedbd.defenses.losses import cross_entropy, log_odds_against
+from fedbd.defenses.losses import log_odds_against
 from fedbd.defenses.sound_model import need_scorable, need_sound
 from fedbd.defenses.trusted_data import required
 from fedbd.errors import MethodRefused
@@ -34,7 +34,8 @@ class RNPUnlearned:
     """Scores a sample by how well the unlearned model still knows its given label.
 
     Attributes:
-        by: ``logit``: the label's logit. ``loss``: minus the cross-entropy. Both of the unlearned model, in float64.
+        by: ``logit``: the label's logit. ``loss``: minus the log odds against the label, which rank as the loss and
+            do not tie at 0 where logits are large, as an unlearned model's can be. Both in float64.
         unlearn_lr: See ``cleanup.rnp.RNP``, as for the fields below.
         unlearn_epochs: Most epochs of ascent.
         unlearn_stop: Running accuracy on the trusted set at which the ascent ends.
@@ -89,4 +90,4 @@ class RNPUnlearned:
         if self.by == "logit":
             own = out.to(torch.float64).gather(1, data.labels.cpu()[:, None])[:, 0]
             return own.numpy(), notes
-        return -cross_entropy(log_odds_against(out, data.labels)), notes
+        return -log_odds_against(out, data.labels), notes

@@ -11,6 +11,8 @@ Differs from the paper:
   writes one objective (``objective: joint``). The ascent has an optimizer of its own (the authors' carries momentum
   over: ``unlearn_optimizer: carry``), with the plan's momentum and weight decay, in train mode, without augmentation.
   The authors' five epochs ascend in four, the first only tests.
+- Fine-tuning augments as the plan says (by default not at all; theirs crops, flips and cuts out, which only
+  ``abl_central`` can).
 - The loss control trains without augmentation, as theirs, but in a fresh order every epoch.
 - The ascent waits for a test that the paper does not have (``confidence``), as clean and skewed clients have lowest
   losses, too.

@@ -75,7 +75,7 @@ def most_suspicious(
 
 
 def sample_losses(model: nn.Module, data: Samples) -> NDArray[np.float64]:
-    """Return each sample's cross-entropy with its given label in eval mode, (N,) float64, free of ties at 0.
+    """Return each sample's cross-entropy with its given label in eval mode, (N,) float64, apart down to 1e-300.
 
     Raises:
         MethodRefused: If the model's outputs are not finite.

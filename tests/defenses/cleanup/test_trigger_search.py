@@ -59,14 +59,41 @@ def test_only_small_working_triggers_are_outliers() -> None:
 def test_the_cost_follows_success() -> None:
     cost = trigger_search._Cost()
     values = []
-    for worked in [False] * 5 + [True] * 10 + [False] * 4 + [True] + [False] * 5:
+    for worked in [False] * 5 + [True] * 9 + [False] * 4 + [True] + [False] * 5:
         cost.update(worked)
         values.append(cost.value)
     assert values[:9] == [0.0] * 9
-    assert values[9:14] == [FIRST_COST] * 5
-    assert values[14:24] == [2 * FIRST_COST] * 10
-    assert values[24] == pytest.approx(2 * FIRST_COST / 2**1.5)
+    assert values[9:13] == [FIRST_COST] * 4  # the pass that set it counts
+    assert values[13:23] == [2 * FIRST_COST] * 10
+    assert values[23] == pytest.approx(2 * FIRST_COST / 2**1.5)
     assert cost.grew and cost.fell
+
+
+def reference_costs(outcomes: list[bool]) -> list[float]:
+    """Return the cost after each step by the published counters: of setting, of raising, of lowering."""
+    cost, setting, raising, lowering, costs = 0.0, 0, 0, 0, []
+    for worked in outcomes:
+        setting = setting + 1 if cost == 0 and worked else 0
+        if setting >= 5:
+            cost, raising, lowering = 1e-3, 0, 0
+        raising, lowering = (raising + 1, 0) if worked else (0, lowering + 1)
+        if raising >= 5:
+            raising, cost = 0, cost * 2
+        elif lowering >= 5:
+            lowering, cost = 0, cost / 2**1.5
+        costs.append(cost)
+    return costs
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_cost_is_that_of_the_published_counters(seed: int) -> None:
+    runs = np.random.default_rng(seed).integers(1, 12, 60)
+    outcomes = [bool(i % 2) for i, length in enumerate(runs) for _ in range(length)]
+    cost, values = trigger_search._Cost(), []
+    for worked in outcomes:
+        cost.update(worked)
+        values.append(cost.value)
+    assert np.allclose(values, reference_costs(outcomes), rtol=1e-12, atol=0)
 
 
 class Quadrants(nn.Module):

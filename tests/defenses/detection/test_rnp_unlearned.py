@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -45,15 +46,39 @@ def test_triggered_inputs_score_higher(by: str, backdoored: Any) -> None:
     assert notes["unlearning"]["reached"]
 
 
-def test_scores_are_the_unlearned_models_logit_and_loss_of_the_given_label(backdoored: Any) -> None:
+def test_scores_are_the_unlearned_models_log_odds_of_the_given_label_ranked_as_its_loss(backdoored: Any) -> None:
     data, _ = incoming(backdoored)
     plan = TrainingPlan(epochs=20, batch_size=32, lr=0.01, momentum=0.9, weight_decay=5e-4, lr_step=10)
     unlearned = unlearn(backdoored.model, backdoored.trusted.fit, plan, 0.2, generator()).model
     with torch.no_grad():
         out = unlearned(data.images.float() / 255).double()
     by_loss, _ = RNPUnlearned(by="loss", batch_size=32).score(backdoored.model, data, backdoored.trusted, generator())
+    for row, label, score in zip(out.tolist(), data.labels.tolist(), by_loss.tolist(), strict=True):
+        others = row[:label] + row[label + 1 :]
+        top = max(others)
+        odds = top + math.log(sum(math.exp(value - top) for value in others)) - row[label]
+        assert score == pytest.approx(-odds, abs=1e-3)
+    losses = F.cross_entropy(out, data.labels, reduction="none").numpy()
+    assert (np.diff(losses[np.argsort(by_loss)]) < 1e-3).all()  # the higher the score, the lower the loss
+
+
+def test_losses_of_large_logits_do_not_tie(backdoored: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, _ = incoming(backdoored)
+    large = torch.zeros(len(data), 10)
+    large[:, 0] = torch.arange(len(data)) * 10.0 + 1000  # cross-entropy is 0 in float64 from 745 on
+    monkeypatch.setattr(rnp_unlearned, "logits", lambda model, samples: large)
+    zeros = Samples(data.images, torch.zeros_like(data.labels))
+    scores, _ = RNPUnlearned(by="loss", batch_size=32).score(backdoored.model, zeros, backdoored.trusted, generator())
+    assert (np.diff(scores) > 0).all()
+
+
+def test_scores_by_logit_are_the_labels(backdoored: Any) -> None:
+    data, _ = incoming(backdoored)
+    plan = TrainingPlan(epochs=20, batch_size=32, lr=0.01, momentum=0.9, weight_decay=5e-4, lr_step=10)
+    unlearned = unlearn(backdoored.model, backdoored.trusted.fit, plan, 0.2, generator()).model
+    with torch.no_grad():
+        out = unlearned(data.images.float() / 255).double()
     by_logit, _ = RNPUnlearned(batch_size=32).score(backdoored.model, data, backdoored.trusted, generator())
-    assert np.allclose(by_loss, -F.cross_entropy(out, data.labels, reduction="none").numpy(), atol=1e-4)
     assert np.allclose(by_logit, out[torch.arange(len(data)), data.labels].numpy(), atol=1e-4)
 
 

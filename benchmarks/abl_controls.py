@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from studies import carry_on, folder_of, is_done, mean_of, percent
+from studies import carry_on, folder_of, is_done, percent
 
 from fedbd.config.scenario import Scenario, load_scenario
 from fedbd.records.record import read_rounds
 from fedbd.report.rows import write_rows
+from fedbd.summary import mean
 
 BASE = Path(__file__).resolve().parents[1] / "scenarios" / "mnist-abl.yaml"
 PARTITIONS = {
@@ -69,9 +70,9 @@ def measured(folder: Path) -> dict[str, Any]:
         "clean_accuracy": last["clean_accuracy"],
         "attack_success": last["attack_success"],
         "collapsed": last["collapsed"],
-        "precision": mean_of([notes.get("isolation_precision") for notes in isolated]),
-        "recall": mean_of([notes.get("isolation_recall") for notes in isolated]),
-        "passed": mean_of([float((notes.get("confidence") or {}).get("passed", False)) for notes in isolated]),
+        "precision": mean([notes.get("isolation_precision") for notes in isolated]),
+        "recall": mean([notes.get("isolation_recall") for notes in isolated]),
+        "passed": mean([float((notes.get("confidence") or {}).get("passed", False)) for notes in isolated]),
     }
 
 
@@ -88,7 +89,7 @@ def main() -> None:
     for key in dict.fromkeys((row["partition"], row["poison"], row["defense"]) for row in rows):
         own = [row for row in rows if (row["partition"], row["poison"], row["defense"]) == key]
         cells = [", ".join(percent(row[name]) for row in own) for name in ("clean_accuracy", "attack_success")]
-        means = [percent(mean_of([row[name] for row in own])) for name in ("precision", "recall", "passed")]
+        means = [percent(mean([row[name] for row in own])) for name in ("precision", "recall", "passed")]
         print("| " + " | ".join([*map(str, key), *cells, *means]) + " |")
 
 

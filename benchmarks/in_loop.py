@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from studies import carry_on, folder_of, is_done, mean_of, percent
+from studies import carry_on, folder_of, is_done, percent
 
 from fedbd.config.scenario import Scenario, load_scenario
 from fedbd.records.record import read_rounds, read_summary
-from fedbd.summary import was_rolled_back
+from fedbd.summary import mean, was_rolled_back
 
 BASE = Path(__file__).resolve().parents[1] / "scenarios" / "gtsrb-tracks.yaml"
 REPAIRS = [20, 30, 40, 50]
@@ -71,9 +71,9 @@ def _cells(folder: Path) -> list[str]:
     last = entries[REPAIRS[-1]]
     kept = last is not None and last["acted"]
     before, after = (_pair(last[key]) if kept and last is not None else "-" for key in ("before", "after"))
-    final = {name: mean_of([line[name] for line in lines[-10:]]) for name in ("clean_accuracy", "attack_success")}
-    floor = mean_of([line["attack_success_floor"] for line in lines[-10:]])
-    clean = {"clean_accuracy": mean_of([line["clean_accuracy"] for line in twin[-10:]]), "attack_success": floor}
+    final = {name: mean([line[name] for line in lines[-10:]]) for name in ("clean_accuracy", "attack_success")}
+    floor = mean([line["attack_success_floor"] for line in lines[-10:]])
+    clean = {"clean_accuracy": mean([line["clean_accuracy"] for line in twin[-10:]]), "attack_success": floor}
     later = ", ".join(percent(by_round[REPAIRS[-1] + k]["attack_success"]) for k in (1, 5, 10))
     return [acted if made else "-", before, after, later, _pair(final), _pair(clean)]
 

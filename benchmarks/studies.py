@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fedbd.config.scenario import Scenario, fingerprint, load_scenario
 from fedbd.errors import Interrupted
@@ -52,12 +50,6 @@ def _begun(out: Path, scenario: Scenario) -> bool:
     if not (folder / "checkpoint").exists():
         return False
     return fingerprint(load_scenario(folder / "scenario.yaml")) == fingerprint(scenario)
-
-
-def mean_of(values: Sequence[Any]) -> float | None:
-    """Return the mean of what was measured, None if nothing was."""
-    known = [value for value in values if value is not None]
-    return statistics.mean(known) if known else None
 
 
 def percent(value: float | None) -> str:

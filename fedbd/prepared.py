@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fedbd.config.plans import AttackPlan, CleanupPlan, DetectionPlan
+from fedbd.config.plans import AttackPlan, DetectionPlan
 from fedbd.config.scenario import Scenario, from_dict
 from fedbd.data.assemble import Federation, assemble
 from fedbd.data.checks import describe
 from fedbd.data.stratify import stratified
-from fedbd.defenses.trusted_data import needs_classes, refusal_on, several_classes
+from fedbd.defenses.trusted_data import needs_classes, several_classes, why_not
 from fedbd.errors import CheckpointError, Problem, ScenarioError, UserError
 from fedbd.models.checkpoint import load_checkpoint
 from fedbd.models.norms import batch_norm_entries, freeze_batch_norm, has_batch_norm, with_group_norm
@@ -250,8 +250,10 @@ def _mismatches(prepared: Prepared) -> Iterator[Problem]:
     yield from _no_batch_norm(prepared)
     yield from _bad_checkpoint(prepared)
     for path, plan in scenario.guards:
-        refusal = getattr(plan.method.impl, "refusal", None)
-        reason = (None if refusal is None else refusal(model)) or _refused_on(prepared, plan, model)
+        own_data = (
+            isinstance(plan, DetectionPlan) and plan.where == "training"
+        )  # a client's detector gets no trusted data
+        reason = why_not(plan.method.impl, model, None if own_data else prepared.federation.trusted)
         if reason:
             yield Problem(path=path, expected=f"cannot act: {reason}")
     yield from _one_class(prepared)
@@ -259,12 +261,6 @@ def _mismatches(prepared: Prepared) -> Iterator[Problem]:
         _ = prepared.measured
     except ScenarioError as error:
         yield from error.problems
-
-
-def _refused_on(prepared: Prepared, plan: CleanupPlan | DetectionPlan, model: nn.Module) -> str | None:
-    """Return why a method cannot act with the run's trusted data; a client's detector gets none."""
-    own_data = isinstance(plan, DetectionPlan) and plan.where == "training"
-    return refusal_on(plan.method.impl, model, None if own_data else prepared.federation.trusted)
 
 
 def _evasion_targets(prepared: Prepared) -> Iterator[Problem]:

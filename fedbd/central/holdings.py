@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from fedbd.central.plan import draw_trusted, hold_out
 from fedbd.central.repair import Truth, stamped_inputs
 from fedbd.central.subject import Asked, Source, Subject, caught, load_subject
 from fedbd.compatibility.cleanup_rules import GIVERS, TARGET_REMEDY, told_target
 from fedbd.data.assemble import held_by_server
-from fedbd.defenses.trusted_data import fewest_trusted, needs_classes, needs_trusted, refusal_on, several_classes
+from fedbd.defenses.trusted_data import fewest_trusted, needs_classes, needs_trusted, several_classes, why_not
 from fedbd.errors import Problem, UserError
 from fedbd.registry import either
 from fedbd.seeding import numpy_rng
@@ -160,8 +159,7 @@ def method_problems(
         if told_target(method, [subject.target]) is not None:
             expected = "must not name the target that the measuring knows, which no defender does"
             problems.append(Problem(path=path, expected=expected, remedy=TARGET_REMEDY))
-        ask: Callable[[nn.Module], str | None] | None = getattr(method, "refusal", None)
-        reason = (None if ask is None else ask(subject.model)) or refusal_on(method, subject.model, trusted)
+        reason = why_not(method, subject.model, trusted)
         if reason:
             problems.append(Problem(path=path, expected=f"cannot act: {reason}"))
         problems += _clue_problems(path, method, subject, given)

@@ -27,14 +27,15 @@ def fewest_trusted(method: object) -> int:
     return int(getattr(method, "fewest_trusted", 1)) if needs_trusted(method) else 0
 
 
-def refusal_on(method: object, model: nn.Module, trusted: TrustedData | None) -> str | None:
+def why_not(method: object, model: nn.Module, trusted: TrustedData | None) -> str | None:
     """Return why a method cannot act on a model with these trusted data, None if it can or does not say.
 
-    A method says so itself (``refusal_on(model, trusted)``): what the model alone cannot tell, as the images' size.
+    A method says so itself: ``refusal(model)``, and ``refusal_on(model, trusted)`` for what the model alone cannot
+    tell, as the images' size.
     """
-    ask = getattr(method, "refusal_on", None)
-    reason: str | None = None if ask is None or trusted is None else ask(model, trusted)
-    return reason
+    alone, both = getattr(method, "refusal", None), getattr(method, "refusal_on", None)
+    reason: str | None = None if alone is None else alone(model)
+    return reason or (None if both is None or trusted is None else both(model, trusted))
 
 
 def several_classes(samples: Samples) -> bool:

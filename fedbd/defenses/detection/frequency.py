@@ -225,7 +225,13 @@ class Frequency:
 
     def refusal_on(self, model: nn.Module, trusted: TrustedData) -> str | None:
         """Return why it cannot train on images of this size, None if it can: a run asks before it starts."""
-        return self._too_small(trusted)
+        height, width = trusted.fit.images.shape[2:]
+        if self.network == "linear" or min(height, width) >= SMALLEST:
+            return None
+        return (
+            f"{METHOD}: the cnn takes images from {SMALLEST}x{SMALLEST} up, not {height}x{width}; "
+            "set network: linear and transform: log"
+        )
 
     def score(
         self, model: nn.Module, data: Samples, trusted: TrustedData | None, rng: torch.Generator
@@ -249,14 +255,14 @@ class Frequency:
                 if the fields do not fit each other, or if images are too small for the cnn.
         """
         trusted = required(trusted, METHOD, "trains on", several=self.needs_classes)
-        self._refuse(trusted, data)
+        self._refuse(model, trusted, data)
         fit = trusted.fit.images.cpu()
         scale = _fit_scale(fit, self.transform == "log")
         net, loss = self._train(fit, scale, rng)
         notes: Notes = {"loss": loss, **_try_out(net, scale, trusted.validate.images.cpu(), rng)}
         return _log_odds(net, scale, data.images.cpu()), notes
 
-    def _refuse(self, trusted: TrustedData, data: Samples) -> None:
+    def _refuse(self, model: nn.Module, trusted: TrustedData, data: Samples) -> None:
         if len(data) == 0:
             raise MethodRefused(f"{METHOD}: there are no samples to score; give it at least one")
         if len(trusted.fit) < FEWEST:
@@ -267,18 +273,9 @@ class Frequency:
         own, held = tuple(data.images.shape[1:]), tuple(trusted.fit.images.shape[1:])
         if own != held:
             raise MethodRefused(f"{METHOD}: the samples are images of {own}, (C, H, W), and the trusted ones of {held}")
-        small = self._too_small(trusted)
+        small = self.refusal_on(model, trusted)
         if small is not None:
             raise MethodRefused(small)
-
-    def _too_small(self, trusted: TrustedData) -> str | None:
-        height, width = trusted.fit.images.shape[2:]
-        if self.network == "linear" or min(height, width) >= SMALLEST:
-            return None
-        return (
-            f"{METHOD}: the cnn takes images from {SMALLEST}x{SMALLEST} up, not {height}x{width}; "
-            "set network: linear and transform: log"
-        )
 
     def _train(self, images: Tensor, scale: Scale, rng: torch.Generator) -> tuple[nn.Module, float]:
         """Return a trained network in eval mode and the mean loss of its last epoch."""

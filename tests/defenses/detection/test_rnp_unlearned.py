@@ -46,12 +46,18 @@ def test_triggered_inputs_score_higher(by: str, backdoored: Any) -> None:
     assert notes["unlearning"]["reached"]
 
 
-def test_scores_are_the_unlearned_models_log_odds_of_the_given_label_ranked_as_its_loss(backdoored: Any) -> None:
+def unlearned_logits(backdoored: Any) -> tuple[Samples, torch.Tensor]:
+    """Return the incoming inputs and what the unlearned model says of them, in float64."""
     data, _ = incoming(backdoored)
     plan = TrainingPlan(epochs=20, batch_size=32, lr=0.01, momentum=0.9, weight_decay=5e-4, lr_step=10)
     unlearned = unlearn(backdoored.model, backdoored.trusted.fit, plan, 0.2, generator()).model
     with torch.no_grad():
         out = unlearned(data.images.float() / 255).double()
+    return data, out
+
+
+def test_scores_are_the_unlearned_models_log_odds_of_the_given_label_ranked_as_its_loss(backdoored: Any) -> None:
+    data, out = unlearned_logits(backdoored)
     by_loss, _ = RNPUnlearned(by="loss", batch_size=32).score(backdoored.model, data, backdoored.trusted, generator())
     for row, label, score in zip(out.tolist(), data.labels.tolist(), by_loss.tolist(), strict=True):
         others = row[:label] + row[label + 1 :]
@@ -73,11 +79,7 @@ def test_losses_of_large_logits_do_not_tie(backdoored: Any, monkeypatch: pytest.
 
 
 def test_scores_by_logit_are_the_labels(backdoored: Any) -> None:
-    data, _ = incoming(backdoored)
-    plan = TrainingPlan(epochs=20, batch_size=32, lr=0.01, momentum=0.9, weight_decay=5e-4, lr_step=10)
-    unlearned = unlearn(backdoored.model, backdoored.trusted.fit, plan, 0.2, generator()).model
-    with torch.no_grad():
-        out = unlearned(data.images.float() / 255).double()
+    data, out = unlearned_logits(backdoored)
     by_logit, _ = RNPUnlearned(batch_size=32).score(backdoored.model, data, backdoored.trusted, generator())
     assert np.allclose(by_logit, out[torch.arange(len(data)), data.labels].numpy(), atol=1e-4)
 

@@ -1076,6 +1076,12 @@ AT_THE_DATA = [
         "detection[1]: cannot act: kernel_density: no trusted image to fit is of class 7; trust images of every class",
     ),
     prepared(
+        "a single trusted image to validate, of which there is no spread",
+        GOOD.replace("mlp", "cnn") + "trusted: {size: 40, validate_share: 0.025}\n" + ATTACK + "detection: [lid]\n",
+        "detection[0]: cannot act: lid compares with the spread of at least 2 trusted images to validate and there is "
+        "one; raise trusted.validate_share or trusted.size",
+    ),
+    prepared(
         "attention maps that only the images make too small",
         GOOD.replace("{name: digits}", "{name: generated, shape: [3, 32, 32]}").replace(
             "{name: mlp}", "{name: torchvision, architecture: vgg11}"

@@ -110,6 +110,10 @@ class LID:
         """Return why a model cannot be looked into, None if it can: a run asks before it starts."""
         return refusal(lambda: spaces(model, "lid"))
 
+    def refusal_on(self, model: nn.Module, trusted: TrustedData) -> str | None:
+        """Return why these trusted images have no spread, None if they have: a run asks before it starts."""
+        return refusal(lambda: _need_spread(trusted))
+
     def score(
         self, model: nn.Module, data: Samples, trusted: TrustedData | None, rng: torch.Generator
     ) -> tuple[NDArray[np.float64], Notes]:
@@ -130,9 +134,7 @@ class LID:
                 layer tells too few of them apart, as those of a collapsed model do.
         """
         trusted = trusted_parts(trusted, "lid", self.neighbors)
-        if len(trusted.validate) < FEWEST_HELD_OUT:
-            held = f"compares with the spread of at least {FEWEST_HELD_OUT} trusted images to validate"
-            raise MethodRefused(f"lid {held} and there is one; raise trusted.validate_share or trusted.size")
+        _need_spread(trusted)
         need_sound(model, "lid", trusted.fit, trusted.classes)
         need_scorable(model, "lid", data)
         count = len(trusted.fit) if self.reference is None else min(self.reference, len(trusted.fit))
@@ -178,3 +180,9 @@ class LID:
                 reason = f"`{place.name}` tells too few trusted images apart for {self.neighbors} neighbors"
                 raise MethodRefused(f"lid: {reason}; the model has collapsed, or trusted.size is too small")
         return estimates
+
+
+def _need_spread(trusted: TrustedData) -> None:
+    if len(trusted.validate) < FEWEST_HELD_OUT:
+        reason = f"lid compares with the spread of at least {FEWEST_HELD_OUT} trusted images to validate"
+        raise MethodRefused(f"{reason} and there is one; raise trusted.validate_share or trusted.size")

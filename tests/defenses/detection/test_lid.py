@@ -131,6 +131,8 @@ def test_it_refuses_what_it_cannot_do(backdoored: Any, tiny_net: Any) -> None:
     for trusted, reason in [(None, "size: 500"), (few, "needs 20"), (alone, "at least 2 trusted images to validate")]:
         with pytest.raises(MethodRefused, match=reason):
             detector.score(backdoored.model, backdoored.clean, trusted, generator())
+    assert "validate_share" in (detector.refusal_on(backdoored.model, alone) or "")
+    assert detector.refusal_on(backdoored.model, backdoored.trusted) is None
     with pytest.raises(MethodRefused, match="`taps`"):
         detector.score(
             nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), backdoored.clean, backdoored.trusted, generator()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedbd.config.scenario import Scenario, fingerprint, load_scenario
-from fedbd.errors import Interrupted
+from fedbd.errors import Interrupted, UserError
 from fedbd.records.environment import cores
 from fedbd.records.record import FINISHED, read_summary
 from fedbd.report.console import LiveRuns
@@ -20,9 +21,13 @@ def carry_on(scenarios: Sequence[Scenario], out: Path) -> None:
     todo = [scenario for scenario in scenarios if not is_done(out, scenario)]
     begun = [scenario for scenario in todo if _begun(out, scenario)]
     fresh = [scenario for scenario in todo if scenario not in begun]
-    with LiveRuns() as live:
+    try:
         jobs = plan_resumption([folder_of(out, scenario) for scenario in begun]).jobs if begun else []
         jobs = [*jobs, *(plan(fresh, out, overwrite=True) if fresh else [])]
+    except UserError as mistake:  # another study writes there, or the code has changed since
+        print(mistake, file=sys.stderr)
+        raise SystemExit(2) from None
+    with LiveRuns() as live:
         jobs = list({job.folder: job for job in jobs}.values())  # both may need one twin
         for job in jobs:
             live.add(str(job.folder), name=job.scenario.name, seed=job.scenario.seed, rounds=job.scenario.rounds)
@@ -30,8 +35,8 @@ def carry_on(scenarios: Sequence[Scenario], out: Path) -> None:
             failures = run_all(jobs, live, cores())
         except Interrupted:
             raise SystemExit("interrupted; the same command goes on") from None
-    for failure in failures:
-        print(f"{failure.folder} failed: {failure.reason}")
+    if failures:
+        raise SystemExit("\n".join(f"{failure.folder} failed: {failure.reason}" for failure in failures))
 
 
 def folder_of(out: Path, scenario: Scenario) -> Path:

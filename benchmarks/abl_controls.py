@@ -1,6 +1,6 @@
 """The controls of federated ABL: how much poison, who defends, how skewed the data are, and what the start knows.
 
-    python benchmarks/abl_controls.py OUT [--seeds 3] [--rounds 20]
+    python benchmarks/abl_controls.py OUT [--seeds 1 2 3] [--arms none abl] [--rounds 20]
 
 Runs variants of scenarios/mnist-abl.yaml (MNIST under FEDBD_DATA), writes OUT/controls.csv and prints a table. Finished
 runs are taken as they are, so a killed study goes on.
@@ -9,7 +9,7 @@ runs are taken as they are, so a killed study goes on.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,13 @@ DEFENSES: dict[str, tuple[tuple[float, ...], list[str]]] = {
 """Of each defense the shares of poison at which it is tried, and what it sets."""
 
 
-def variants(seeds: int, rounds: int) -> Iterator[tuple[dict[str, Any], Scenario]]:
+def variants(seeds: Sequence[int], arms: Sequence[str], rounds: int) -> Iterator[tuple[dict[str, Any], Scenario]]:
     for split, partition in PARTITIONS.items():
         for share in SHARES:
             for defense, (shares, settings) in DEFENSES.items():
-                if share not in shares:
+                if defense not in arms or share not in shares:
                     continue
-                for seed in range(1, seeds + 1):
+                for seed in seeds:
                     name = f"{defense} {share:g} {split}".replace(",", "").replace(" ", "-")
                     own = [f"seed={seed}", f"name={name}", f"rounds={rounds}", "evaluation.twin=false"]
                     own += [f"partition={partition}", f"attacks[0].share={share:g}", *settings]
@@ -79,11 +79,12 @@ def measured(folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--arms", nargs="+", default=list(DEFENSES), choices=list(DEFENSES))
     parser.add_argument("--rounds", type=int, default=20)
     given = parser.parse_args()
-    wanted = list(variants(given.seeds, given.rounds))
-    carry_on([scenario for _, scenario in wanted], given.out)
+    wanted = list(variants(given.seeds, given.arms, given.rounds))
+    status = carry_on([scenario for _, scenario in wanted], given.out)
     rows = [{**where, **measured(folder_of(given.out, s))} for where, s in wanted if is_done(given.out, s)]
     write_rows(given.out / "controls.csv", rows)
     for key in dict.fromkeys((row["partition"], row["poison"], row["defense"]) for row in rows):
@@ -91,6 +92,7 @@ def main() -> None:
         cells = [", ".join(percent(row[name]) for row in own) for name in ("clean_accuracy", "attack_success")]
         means = [percent(mean([row[name] for row in own])) for name in ("precision", "recall", "passed")]
         print("| " + " | ".join([*map(str, key), *cells, *means]) + " |")
+    raise SystemExit(status)
 
 
 if __name__ == "__main__":

@@ -102,9 +102,10 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("-s", "--set", action="append", default=[], metavar="PATH=VALUE")
     given = parser.parse_args()
-    if given.command == "run":
-        carry_on([scenario_of(name, seed, given.set) for seed in given.seeds for name in given.arms], given.out)
+    wanted = [scenario_of(name, seed, given.set) for seed in given.seeds for name in given.arms]
+    status = carry_on(wanted, given.out) if given.command == "run" else 0
     show(given.out, given.seeds, given.set)
+    raise SystemExit(status)
 
 
 if __name__ == "__main__":

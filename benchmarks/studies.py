@@ -16,8 +16,12 @@ from fedbd.running.resuming import plan_resumption
 from fedbd.running.runs import plan
 
 
-def carry_on(scenarios: Sequence[Scenario], out: Path) -> None:
-    """Run what is not done: what was begun goes on, the rest starts anew, side by side on all cores."""
+def carry_on(scenarios: Sequence[Scenario], out: Path) -> int:
+    """Run what is not done: what was begun goes on, the rest starts anew, side by side on all cores.
+
+    Returns:
+        The exit status: 1 if a run failed. A study shows the others all the same.
+    """
     todo = [scenario for scenario in scenarios if not is_done(out, scenario)]
     begun = [scenario for scenario in todo if _begun(out, scenario)]
     fresh = [scenario for scenario in todo if scenario not in begun]
@@ -35,8 +39,9 @@ def carry_on(scenarios: Sequence[Scenario], out: Path) -> None:
             failures = run_all(jobs, live, cores())
         except Interrupted:
             raise SystemExit("interrupted; the same command goes on") from None
-    if failures:
-        raise SystemExit("\n".join(f"{failure.folder} failed: {failure.reason}" for failure in failures))
+    for failure in failures:
+        print(f"{failure.folder} failed: {failure.reason}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def folder_of(out: Path, scenario: Scenario) -> Path:

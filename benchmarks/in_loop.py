@@ -26,6 +26,8 @@ from fedbd.summary import mean, was_rolled_back
 BASE = Path(__file__).resolve().parents[1] / "scenarios" / "gtsrb-tracks.yaml"
 REPAIRS = [20, 30, 40, 50]
 ROUNDS = 60
+LATER = 5
+"""So many attacked rounds after a repair the table looks again."""
 
 GENTLE = {"lr": 0.01}
 ARMS: dict[str, dict[str, Any] | str] = {
@@ -64,18 +66,24 @@ def row(name: str, folders: Sequence[Path]) -> str:
 def _cells(folder: Path) -> list[str]:
     lines, twin = read_rounds(folder), read_rounds(folder / str((read_summary(folder) or {})["twin"]))
     by_round = {line["round"]: line for line in lines}
-    entries = {number: next(iter((by_round[number].get("cleanup") or {}).values()), None) for number in REPAIRS}
-    made = [entry for entry in entries.values() if entry is not None]
-    back = sum(was_rolled_back(entry) for entry in made)
-    acted = f"{sum(entry['acted'] for entry in made)} of {len(made)}" + (f", {back} rolled back" if back else "")
-    last = entries[REPAIRS[-1]]
-    kept = last is not None and last["acted"]
-    before, after = (_pair(last[key]) if kept and last is not None else "-" for key in ("before", "after"))
     final = {name: mean([line[name] for line in lines[-10:]]) for name in ("clean_accuracy", "attack_success")}
     floor = mean([line["attack_success_floor"] for line in lines[-10:]])
     clean = {"clean_accuracy": mean([line["clean_accuracy"] for line in twin[-10:]]), "attack_success": floor}
-    later = ", ".join(percent(by_round[REPAIRS[-1] + k]["attack_success"]) for k in (1, 5, 10))
-    return [acted if made else "-", before, after, later, _pair(final), _pair(clean)]
+    return [*(_repair(by_round, number) for number in REPAIRS), _pair(final), _pair(clean)]
+
+
+def _repair(by_round: dict[int, dict[str, Any]], number: int) -> str:
+    """Return the ASR before a repair, after it and some rounds later, and what it cost in CA."""
+    entry = next(iter((by_round[number].get("cleanup") or {}).values()), None)
+    later = percent(by_round[number + LATER]["attack_success"])
+    if entry is None:
+        return f"{percent(by_round[number]['attack_success'])}, -, {later}"
+    before, after = entry["before"], entry["after"]
+    if not entry["acted"]:
+        why = "rolled back" if was_rolled_back(entry) else "no"
+        return f"{percent(before['attack_success'])}, {why}, {later}"
+    cost = 100 * (after["clean_accuracy"] - before["clean_accuracy"])
+    return f"{percent(before['attack_success'])}, {percent(after['attack_success'])}, {later} (CA {cost:+.1f})"
 
 
 def _pair(measures: dict[str, Any]) -> str:
@@ -83,7 +91,7 @@ def _pair(measures: dict[str, Any]) -> str:
 
 
 def show(out: Path, seeds: Sequence[int], settings: Sequence[str]) -> None:
-    titles = ["method", "acted", f"round {REPAIRS[-1]} before", "after it", "ASR 1, 5, 10 rounds later"]
+    titles = ["method", *(f"round {number}" for number in REPAIRS)]
     titles += [f"mean of rounds {ROUNDS - 9} to {ROUNDS}", "the same of the twin"]
     print("| " + " | ".join(titles) + " |")
     print("|---" * len(titles) + "|")

@@ -76,7 +76,9 @@ def observe(topic: str, notes: dict[str, Any], context: Context, round_: int) ->
         return
     path = Path(folder) / str(round_) / f"{context.node_config['partition-id']}.{topic}.json"
     draft = path.with_suffix(f".{os.getpid()}.draft")
-    with contextlib.suppress(FileNotFoundError):  # the round is over: it was collected meanwhile
+    # The round is over where it was collected meanwhile; mkdir says that the folder exists where it was removed between
+    # mkdir's own two looks.
+    with contextlib.suppress(FileNotFoundError, FileExistsError):
         path.parent.mkdir(parents=True, exist_ok=True)
         draft.write_text(json.dumps(notes), encoding="utf-8")
         draft.replace(path)

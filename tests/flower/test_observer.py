@@ -55,6 +55,26 @@ def test_what_a_killed_run_left_is_removed_and_nothing_else(temporary: Path) -> 
     assert sorted(entry.name for entry in temporary.iterdir()) == ["elses", f"{PREFIX}link"]
 
 
+def test_a_folder_that_goes_while_it_is_made_is_a_round_that_is_over(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDBD_OBSERVER", str(temporary))
+    context = Context(run_id=1, node_id=7, node_config={"partition-id": 5}, state=RecordDict(), run_config={})
+    (temporary / "3").mkdir()
+    looked = []
+
+    def gone(path: Path) -> bool:  # what mkdir(exist_ok=True) asks once the system has said that the folder exists
+        looked.append(path)
+        path.rmdir()
+        return False
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "is_dir", gone)
+        observe("train", {"loss": 0.5}, context, 3)
+    assert looked == [temporary / "3"]
+    assert collect(temporary, 3) == {}
+
+
 def test_a_client_that_still_writes_disturbs_no_collection(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDBD_OBSERVER", str(temporary))
     context = Context(run_id=1, node_id=7, node_config={"partition-id": 5}, state=RecordDict(), run_config={})

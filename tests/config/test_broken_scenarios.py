@@ -1078,8 +1078,8 @@ AT_THE_DATA = [
     prepared(
         "a single trusted image to validate, of which there is no spread",
         GOOD.replace("mlp", "cnn") + "trusted: {size: 40, validate_share: 0.025}\n" + ATTACK + "detection: [lid]\n",
-        "detection[0]: cannot act: lid compares with the spread of at least 2 trusted images to validate and there is "
-        "one; raise trusted.validate_share or trusted.size",
+        "detection[0]: cannot act: lid compares with the spread of at least 2 trusted images to validate and got 1; "
+        "raise trusted.validate_share or trusted.size",
     ),
     prepared(
         "attention maps that only the images make too small",

@@ -183,6 +183,7 @@ class LID:
 
 
 def _need_spread(trusted: TrustedData) -> None:
-    if len(trusted.validate) < FEWEST_HELD_OUT:
+    count = len(trusted.validate)
+    if count < FEWEST_HELD_OUT:
         reason = f"lid compares with the spread of at least {FEWEST_HELD_OUT} trusted images to validate"
-        raise MethodRefused(f"{reason} and there is one; raise trusted.validate_share or trusted.size")
+        raise MethodRefused(f"{reason} and got {count}; raise trusted.validate_share or trusted.size")
